@@ -1,0 +1,92 @@
+//! Storage: ordered keys, atomic batches, explicit sync.
+//!
+//! A small synchronous trait, so that everything above is deterministic and runs on `memory` in the
+//! simulator and on `sled` in production. What a batch wrote is visible at once, and durable after the
+//! next [`Storage::sync`]; a crash may lose any suffix of what was written since, never a part of a batch.
+
+pub mod memory;
+pub mod schema;
+pub mod sled;
+
+use std::ops::Bound;
+
+/// What one batch does, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Write {
+    /// Sets a key.
+    Put(Vec<u8>, Vec<u8>),
+    /// Removes a key.
+    Delete(Vec<u8>),
+}
+
+/// Writes that become visible together, and survive a crash together or not at all.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Batch {
+    /// In order; the last write of a key counts.
+    pub writes: Vec<Write>,
+}
+
+impl Batch {
+    /// An empty batch.
+    pub fn new() -> Batch {
+        Batch::default()
+    }
+
+    /// Adds a put.
+    pub fn put(&mut self, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) {
+        self.writes.push(Write::Put(key.into(), value.into()));
+    }
+
+    /// Adds a delete.
+    pub fn delete(&mut self, key: impl Into<Vec<u8>>) {
+        self.writes.push(Write::Delete(key.into()));
+    }
+
+    /// Whether it does nothing.
+    pub fn is_empty(&self) -> bool {
+        self.writes.is_empty()
+    }
+}
+
+/// Why storage could not do what was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StorageError {
+    /// The disk is full: nothing of the batch was written.
+    #[error("the disk is full")]
+    Full,
+    /// The device or the file system failed. What was written since the last sync is in doubt: the node
+    /// must stop acknowledging.
+    #[error("input or output failed: {0}")]
+    Io(String),
+    /// The engine found its own files damaged.
+    #[error("the files of the storage engine are damaged: {0}")]
+    Corrupt(String),
+}
+
+/// A key and its value.
+pub type Entry = (Vec<u8>, Vec<u8>);
+
+/// An ordered, durable map from bytes to bytes.
+pub trait Storage: Send + Sync {
+    /// The value of `key`.
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError>;
+
+    /// Calls `visit` for each entry from `from` to `to` in byte order (or the reverse) until it returns
+    /// false. Writes made meanwhile may or may not be seen.
+    fn scan(
+        &self,
+        from: Bound<&[u8]>,
+        to: Bound<&[u8]>,
+        reverse: bool,
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), StorageError>;
+
+    /// Applies `batch`: visible at once, durable after `sync`.
+    fn write(&self, batch: &Batch) -> Result<(), StorageError>;
+
+    /// Returns when everything written before the call is on stable storage.
+    fn sync(&self) -> Result<(), StorageError>;
+
+    /// Bytes on disk (or in memory).
+    fn disk_bytes(&self) -> u64;
+}

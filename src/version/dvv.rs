@@ -1,0 +1,147 @@
+//! Dots and causal contexts.
+//!
+//! A dot names one write: `(node, incarnation, birth, counter)`; the first three are the actor. A
+//! [`Context`] is an exact set of dots: per actor, all up to a counter, plus single dots beyond it. Exact,
+//! because a context that covered a dot which its client never saw would delete that write (G4).
+//!
+//! Invariants of a [`Context`]:
+//! 1. No single dot is at or below, or directly above, its actor's counter in the vector.
+//! 2. No counter is 0: the dots of an actor begin at 1.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::ids::{Birth, Incarnation, NodeId};
+
+/// One line of dots: minted by one node, in one life of its data directory, for one life of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Actor {
+    /// The node that mints.
+    pub node: NodeId,
+    /// The life of its data directory.
+    pub incarnation: Incarnation,
+    /// The start of this line, unique within node and incarnation.
+    pub birth: Birth,
+}
+
+/// The name of one write. Never issued twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Dot {
+    /// Who minted it.
+    pub actor: Actor,
+    /// From 1 upwards.
+    pub counter: u64,
+}
+
+/// A set of dots: what a client has seen, or what a version replaced.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+pub struct Context {
+    vector: BTreeMap<Actor, u64>,
+    dots: BTreeSet<Dot>,
+}
+
+impl Context {
+    /// The empty context: covers nothing.
+    pub fn new() -> Context {
+        Context::default()
+    }
+
+    /// Whether it covers nothing.
+    pub fn is_empty(&self) -> bool {
+        self.vector.is_empty() && self.dots.is_empty()
+    }
+
+    /// Whether `dot` is in the set.
+    pub fn covers(&self, dot: &Dot) -> bool {
+        self.vector.get(&dot.actor).is_some_and(|top| dot.counter <= *top) || self.dots.contains(dot)
+    }
+
+    /// The greatest counter of `actor` in the set; 0 if there is none.
+    pub fn top(&self, actor: &Actor) -> u64 {
+        let in_vector = self.vector.get(actor).copied().unwrap_or(0);
+        let beyond = self.dots.iter().filter(|d| d.actor == *actor).map(|d| d.counter).max();
+        in_vector.max(beyond.unwrap_or(0))
+    }
+
+    /// Adds one dot.
+    pub fn insert(&mut self, dot: Dot) {
+        if !self.covers(&dot) {
+            self.dots.insert(dot);
+            self.compact();
+        }
+    }
+
+    /// Adds all dots of `other`.
+    pub fn join(&mut self, other: &Context) {
+        for (actor, top) in &other.vector {
+            let mine = self.vector.entry(*actor).or_insert(0);
+            *mine = (*mine).max(*top);
+        }
+        self.dots.extend(other.dots.iter().copied());
+        self.compact();
+    }
+
+    /// Whether both invariants hold; false for some contexts that a hostile client can encode.
+    pub fn is_canonical(&self) -> bool {
+        self.vector.values().all(|top| *top > 0)
+            && self.dots.iter().all(|d| d.counter > self.vector.get(&d.actor).copied().unwrap_or(0) + 1)
+    }
+
+    /// Single dots at or below the vector go; those directly above it extend it. In order of counter, so
+    /// one pass is enough.
+    fn compact(&mut self) {
+        let (vector, dots) = (&mut self.vector, &mut self.dots);
+        dots.retain(|dot| {
+            let top = vector.get(&dot.actor).copied().unwrap_or(0);
+            if dot.counter == top + 1 {
+                vector.insert(dot.actor, dot.counter);
+            }
+            dot.counter > top + 1
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn dot(node: u64, counter: u64) -> Dot {
+        let actor = Actor { node: NodeId(node), incarnation: Incarnation(1), birth: Birth(1) };
+        Dot { actor, counter }
+    }
+
+    #[test]
+    fn a_context_is_exact() {
+        let mut c = Context::new();
+        c.insert(dot(1, 2));
+        assert!(c.covers(&dot(1, 2)) && !c.covers(&dot(1, 1)), "a later dot does not cover an earlier");
+        c.insert(dot(1, 1));
+        assert!(c.covers(&dot(1, 1)));
+        assert!(c.dots.is_empty(), "what is contiguous moves into the vector");
+        assert_eq!(c.top(&dot(1, 1).actor), 2);
+    }
+
+    fn any_dots() -> impl Strategy<Value = Vec<Dot>> {
+        proptest::collection::vec((1u64..4, 1u64..8).prop_map(|(n, c)| dot(n, c)), 0..20)
+    }
+
+    proptest! {
+        /// Against the plain set that a context stands for.
+        #[test]
+        fn join_and_insert_are_those_of_a_set(left in any_dots(), right in any_dots()) {
+            let (mut a, mut b) = (Context::new(), Context::new());
+            left.iter().for_each(|d| a.insert(*d));
+            right.iter().for_each(|d| b.insert(*d));
+            a.join(&b);
+            prop_assert!(a.is_canonical());
+            let all: BTreeSet<Dot> = left.iter().chain(&right).copied().collect();
+            for n in 1..4 {
+                for c in 1..9 {
+                    prop_assert_eq!(a.covers(&dot(n, c)), all.contains(&dot(n, c)));
+                }
+            }
+        }
+    }
+}
