@@ -90,3 +90,14 @@ pub trait Storage: Send + Sync {
     /// Bytes on disk (or in memory).
     fn disk_bytes(&self) -> u64;
 }
+
+/// Whether no key can lie between the bounds. `BTreeMap` and `sled` panic at some such ranges.
+fn is_empty_range(from: Bound<&[u8]>, to: Bound<&[u8]>) -> bool {
+    match (from, to) {
+        (Bound::Included(from), Bound::Included(to)) => from > to,
+        (Bound::Included(from) | Bound::Excluded(from), Bound::Included(to) | Bound::Excluded(to)) => {
+            from >= to
+        }
+        _ => false,
+    }
+}
