@@ -19,6 +19,15 @@ pub enum Write {
     Delete(Vec<u8>),
 }
 
+impl Write {
+    /// The key that is set or removed.
+    pub fn key(&self) -> &[u8] {
+        match self {
+            Write::Put(key, _) | Write::Delete(key) => key,
+        }
+    }
+}
+
 /// Writes that become visible together, and survive a crash together or not at all.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Batch {

@@ -39,6 +39,26 @@ impl FromStr for Conflicts {
     }
 }
 
+/// When an acknowledged write is on stable storage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// Before it is acknowledged.
+    #[default]
+    Always,
+    /// Within 200 ms.
+    Interval,
+}
+
+impl fmt::Display for Durability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Durability::Always => "always",
+            Durability::Interval => "interval",
+        })
+    }
+}
+
 /// How many replicas must answer: a number or a name for one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Level {

@@ -1,0 +1,7 @@
+pub mod committer;
+pub mod coordinator;
+pub mod drive;
+pub mod env;
+pub mod links;
+pub mod readings;
+pub mod scans;
