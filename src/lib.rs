@@ -8,6 +8,9 @@ pub mod types;
 // Layer 1: what is stored, and where.
 pub mod version;
 // Layer 2: protocols and storage.
+pub mod gossip;
 pub mod storage;
 // Layer 4: the wire.
 pub mod rpc;
+// Layer 5: one node.
+pub mod node;

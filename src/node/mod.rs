@@ -1,0 +1,4 @@
+//! One node: what turns the machines into a running process.
+
+pub mod env;
+pub mod gossip;
