@@ -356,7 +356,7 @@ fn a_short_silence_is_refuted() {
     });
     sim.cut.clear();
     sim.until("refuted", ms(3_000), |sim| sim.all_see_all());
-    assert!(sim.never_down());
+    assert!(sim.never_down(), "{}", sim.trace);
 }
 
 #[test]
