@@ -9,6 +9,7 @@ pub mod types;
 pub mod ring;
 pub mod version;
 // Layer 2: protocols and storage.
+pub mod gossip;
 pub mod quorum;
 pub mod storage;
 // Layer 3: one node, one key.

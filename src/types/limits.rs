@@ -91,6 +91,12 @@ pub const SCAN_PAGE_BYTES: usize = 1 << 20;
 
 /// Largest gossip datagram: fits one Ethernet frame.
 pub const GOSSIP_PACKET_BYTES: usize = 1_400;
+/// Largest state of a node that rides on gossip: two fit into a datagram beside the membership news.
+pub const GOSSIP_STATE_BYTES: usize = 512;
+/// Longest client address in it: a host name of 253 bytes, a colon and a port, rounded up.
+pub const GOSSIP_ADDRESS_BYTES: usize = 260;
+/// Nodes that gossip remembers, dead ones too, past which unknown ones are refused: twice what a map holds.
+pub const GOSSIP_MEMBERS_MAX: usize = 2 * NODES_MAX;
 
 const _: () = assert!(VALUE_BYTES_DEFAULT <= VALUE_BYTES_MAX);
 const _: () = assert!(VALUE_BYTES_MAX * 2 < RECORD_BYTES_MAX);
@@ -103,3 +109,5 @@ const _: () = assert!(CLOCK_LEASE.as_millis() * 2 < CLOCK_SKEW_DEFAULT.as_millis
 const _: () = assert!(HEDGE_AFTER.as_millis() * 10 < TIMEOUT_DEFAULT.as_millis());
 const _: () = assert!(ENVELOPE_BYTES < MESSAGE_BYTES_MAX && SCAN_PAGE_BYTES < MESSAGE_BYTES_MAX);
 const _: () = assert!(NODES_MAX < u16::MAX as usize);
+const _: () = assert!(GOSSIP_ADDRESS_BYTES + NAME_BYTES + 128 <= GOSSIP_STATE_BYTES);
+const _: () = assert!(2 * GOSSIP_STATE_BYTES + 256 <= GOSSIP_PACKET_BYTES);
