@@ -11,5 +11,7 @@ pub mod version;
 pub mod storage;
 // Layer 4: the wire.
 pub mod rpc;
+// Layer 5: one node.
+pub mod node;
 // Layer 6: the command line.
 pub mod cli;

@@ -1,0 +1,3 @@
+//! One node: its configuration and what it is made of.
+
+pub mod config;
