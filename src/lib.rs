@@ -19,3 +19,5 @@ pub mod telemetry;
 pub mod rpc;
 // Layer 5: the node.
 pub mod node;
+// Layer 6: the command line.
+pub mod cli;

@@ -89,6 +89,19 @@ pub const SCAN_PAGE_ITEMS: usize = 1_000;
 /// Bytes of records after which a page of a scan is closed.
 pub const SCAN_PAGE_BYTES: usize = 1 << 20;
 
+/// The most that a node's requests in flight can be configured to: so many of 1 KiB are 64 MiB.
+pub const REQUESTS_IN_FLIGHT_MAX: usize = 65_536;
+/// Most clock skew that can be configured: beyond a minute a stamp says nothing of time.
+pub const CLOCK_SKEW_MAX: Duration = Duration::from_secs(60);
+/// Storage cache of a node that does not say, in bytes: a node stays under 300 MiB with it.
+pub const CACHE_BYTES_DEFAULT: u64 = 64 << 20;
+/// Smallest storage cache: room for a few pages of the largest records' indexes.
+pub const CACHE_BYTES_MIN: u64 = 1 << 20;
+/// Largest storage cache: more memory than any machine has; catches a slip of the finger.
+pub const CACHE_BYTES_MAX: u64 = 1 << 44;
+/// Most threads of the async runtime: measured, one is as fast as many, and it leaves CPU to the disk.
+pub const RUNTIME_THREADS_MAX: usize = 64;
+
 /// Largest gossip datagram: fits one Ethernet frame.
 pub const GOSSIP_PACKET_BYTES: usize = 1_400;
 /// Largest state of a node that rides on gossip: two fit into a datagram beside the membership news.
@@ -111,3 +124,5 @@ const _: () = assert!(ENVELOPE_BYTES < MESSAGE_BYTES_MAX && SCAN_PAGE_BYTES < ME
 const _: () = assert!(NODES_MAX < u16::MAX as usize);
 const _: () = assert!(GOSSIP_ADDRESS_BYTES + NAME_BYTES + 128 <= GOSSIP_STATE_BYTES);
 const _: () = assert!(2 * GOSSIP_STATE_BYTES + 256 <= GOSSIP_PACKET_BYTES);
+const _: () = assert!(REQUESTS_IN_FLIGHT <= REQUESTS_IN_FLIGHT_MAX);
+const _: () = assert!(CACHE_BYTES_MIN <= CACHE_BYTES_DEFAULT && CACHE_BYTES_DEFAULT <= CACHE_BYTES_MAX);

@@ -39,14 +39,14 @@ impl FromStr for Conflicts {
     }
 }
 
-/// When an acknowledged write is on stable storage.
+/// When a node's acknowledged writes are on stable storage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Durability {
-    /// Before it is acknowledged.
+    /// Before the acknowledgement; writes that wait together share one sync.
     #[default]
     Always,
-    /// Within 200 ms.
+    /// Within 200 ms: a machine that loses power may lose writes that it acknowledged.
     Interval,
 }
 
@@ -56,6 +56,17 @@ impl fmt::Display for Durability {
             Durability::Always => "always",
             Durability::Interval => "interval",
         })
+    }
+}
+
+impl FromStr for Durability {
+    type Err = Invalid;
+    fn from_str(text: &str) -> Result<Durability, Invalid> {
+        match text {
+            "always" => Ok(Durability::Always),
+            "interval" => Ok(Durability::Interval),
+            other => Err(Invalid::new("durability", format!("must be always or interval, not {other:?}"))),
+        }
     }
 }
 
