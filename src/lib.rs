@@ -11,3 +11,5 @@ pub mod version;
 pub mod storage;
 // Layer 4: the wire.
 pub mod rpc;
+// Layer 5: the node.
+pub mod node;

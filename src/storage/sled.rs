@@ -57,6 +57,9 @@ const PAGE_BYTES: usize = 4 << 10;
 const RELEASE_TRIES: u32 = 2_000;
 const RELEASE_PAUSE: Duration = Duration::from_millis(1);
 
+/// Most characters of a panic's message that an error repeats.
+const PANIC_CHARS: usize = 200;
+
 /// The engine's own keys stand in a tree of their own.
 const OWN_TREE: &str = "quoral";
 const FORMAT_KEY: &str = "format";
@@ -390,6 +393,8 @@ fn caught<T>(f: impl FnOnce() -> sled::Result<T>) -> Result<T, StorageError> {
                 .map(String::as_str)
                 .or_else(|| panic.downcast_ref::<&str>().copied())
                 .unwrap_or("no message");
+            // Some of sled's messages print all of the tree.
+            let what: String = what.chars().take(PANIC_CHARS).collect();
             Err(StorageError::Corrupt(format!("the engine panicked: {what}")))
         }
     }
