@@ -140,3 +140,20 @@ fn newest_elsewhere(members: &Members, version: MapVersion) -> Option<NodeId> {
     });
     newer.max().map(|(_, node)| node)
 }
+
+impl Maps {
+    /// Temporary.
+    pub async fn answer_decree(&self, _request: proto::DecreeRequest) -> Result<proto::DecreeResponse, Status> {
+        Err(Status::unimplemented("decree"))
+    }
+
+    /// Temporary.
+    pub async fn create_keyspace(
+        &self,
+        _links: &Links,
+        _request: crate::rpc::requests::NewKeyspaceRequest,
+    ) -> Result<(crate::types::policy::Keyspace, u64), crate::rpc::requests::CreateKeyspaceError> {
+        let failure = crate::types::error::Failure::early(Cause::Unbuilt("keyspaces".into()));
+        Err(crate::rpc::requests::CreateKeyspaceError::Failed(failure))
+    }
+}

@@ -7,6 +7,7 @@
 pub mod committer;
 pub mod config;
 pub mod coordinator;
+pub mod datadir;
 pub mod drive;
 pub mod env;
 pub mod gossip;

@@ -4,6 +4,7 @@
 //! simulator and on `sled` in production. What a batch wrote is visible at once, and durable after the
 //! next [`Storage::sync`]; a crash may lose any suffix of what was written since, never a part of a batch.
 
+mod large;
 pub mod memory;
 pub mod schema;
 pub mod sled;
