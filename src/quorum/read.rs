@@ -5,14 +5,15 @@
 //! 2. Exactly `r` replicas are asked at first, in the order given; one that fails is replaced at once.
 //! 3. One that is silent for `hedge_after` gets a stand-in, while there are any.
 //! 4. "Not found" is an answer like any other, and never outvotes a version (F18).
-//! 5. If the answers differ, the merged version is stored on the stale replicas, and the reply waits until
-//!    `n − r + 1` replicas hold it (as far as they were asked): no later read goes back (G3).
+//! 5. If the answers differ, the merged version is stored on the stale replicas, and the reply waits until as
+//!    many hold it as meet every later read of `r` or of a majority (`n − r + 1`, and at least half of `n`, as
+//!    far as they were asked): no later read goes back (G3).
 //! 6. A write-back that fails is replaced by asking another replica, if there is one.
 //! 7. An answer that comes after the reply and is stale, or newer, is repaired in the background.
 //! 8. The machine lives until each replica asked has answered or the deadline is there; then `Finished`.
 //!
-//! Invariants: one `Reply`, one `Finished`; a version that is replied is held by `min(n − r + 1, answers)`
-//! replicas at that moment.
+//! Invariants: one `Reply`, one `Finished`; a version that is replied is held by so many replicas at
+//! that moment.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -177,10 +178,11 @@ impl<A: Readable> Read<A> {
         self.asked.iter().filter(|n| !self.answers.contains_key(n) && !self.failed.contains(n)).count()
     }
 
-    /// How many replicas must hold the merged answer before it may be replied.
+    /// How many replicas must hold the merged answer before it may be replied: enough to meet every later
+    /// read of `r` replicas, and of a bare majority too, since each request chooses its own `r`.
     fn holders_needed(&self) -> usize {
-        let overlap = self.plan.homes.len() - usize::from(self.plan.r) + 1;
-        overlap.min(usize::from(self.plan.r))
+        let (n, r) = (self.plan.homes.len(), usize::from(self.plan.r));
+        (n - r + 1).max(n - n / 2).min(r)
     }
 
     /// Merges what has come, and sends what each stale replica lacks.
