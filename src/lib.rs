@@ -6,6 +6,7 @@
 pub mod machine;
 pub mod types;
 // Layer 1: what is stored, and where.
+pub mod ring;
 pub mod version;
 // Layer 2: protocols and storage.
 pub mod storage;

@@ -37,6 +37,18 @@ pub const PARTITIONS_MAX: u32 = 65_536;
 pub const PARTITIONS_DEFAULT: u32 = 256;
 /// Most replicas of a key.
 pub const N_MAX: u8 = 15;
+/// Greatest weight of a node: a thousandfold span between the smallest and the largest machine.
+pub const WEIGHT_MAX: u32 = 1_000;
+/// Longest `host:port` of a node, in bytes: the longest DNS name, a colon and a port.
+pub const ADDRESS_BYTES: usize = 260;
+/// Banned node ids that a cluster map keeps: many times the nodes there can be, and still only 1 MiB.
+pub const BANNED_MAX: usize = 100_000;
+/// Ballots that one proposer of a cluster map tries before it gives up.
+pub const DECREE_BALLOTS: u32 = 12;
+/// How long a proposer waits for the voters' answers to one ballot.
+pub const DECREE_WAIT: Duration = Duration::from_millis(1_000);
+/// First wait of a proposer that met another's ballot; doubles each time, times a jitter of 0.5 to 1.5.
+pub const DECREE_BACKOFF: Duration = Duration::from_millis(10);
 
 /// Deadline of a request that names none.
 pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
@@ -90,3 +102,4 @@ const _: () = assert!(PARTITIONS_MAX - 1 <= u16::MAX as u32);
 const _: () = assert!(CLOCK_LEASE.as_millis() * 2 < CLOCK_SKEW_DEFAULT.as_millis());
 const _: () = assert!(HEDGE_AFTER.as_millis() * 10 < TIMEOUT_DEFAULT.as_millis());
 const _: () = assert!(ENVELOPE_BYTES < MESSAGE_BYTES_MAX && SCAN_PAGE_BYTES < MESSAGE_BYTES_MAX);
+const _: () = assert!(NODES_MAX < u16::MAX as usize);

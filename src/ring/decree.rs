@@ -1,0 +1,1 @@
+//! The decree that decides a cluster map: see `mod.rs`. Follows in the next commit.
