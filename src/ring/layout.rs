@@ -149,7 +149,7 @@ pub struct NewKeyspace {
 pub enum KeyspaceError {
     /// The name is taken, by this one.
     #[error("keyspace: {:?} exists already", .0.name)]
-    Exists(Box<Keyspace>),
+    Exists(Keyspace),
     /// The policy breaks a rule.
     #[error(transparent)]
     Invalid(#[from] Invalid),
@@ -261,7 +261,7 @@ impl ClusterMap {
     /// The map with one more keyspace, and the next version.
     pub fn with_keyspace(&self, spec: NewKeyspace) -> Result<ClusterMap, KeyspaceError> {
         if let Some(keyspace) = self.keyspace(&spec.name) {
-            return Err(KeyspaceError::Exists(Box::new(keyspace.clone())));
+            return Err(KeyspaceError::Exists(keyspace.clone()));
         }
         let (id, used_up) = (self.next_keyspace, Invalid::new("keyspace", "all keyspace ids are used up"));
         let keyspace = spec.resolve(id, self.layout.members.len())?;

@@ -19,7 +19,7 @@
 //!   still gets a replica of every partition. Each such wish that can't be met is told in the notes.
 //! - A liveness verdict never changes ownership; only a decided map does.
 
-//pub mod decree;
+pub mod decree;
 mod flow;
 pub mod layout;
 pub mod partition;

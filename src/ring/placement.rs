@@ -88,7 +88,7 @@ pub fn place(
     let field = Field::new(old, &wanted, partitions);
     let (owners, slack) = field.lists(n);
     let mut notes = field.notes(&nodes, n);
-    if let Some(slack) = slack.iter().skip(EXACT).max().filter(|slack| **slack > 0) {
+    if slack > 0 {
         notes.push(format!(
             "beyond {EXACT} replicas some nodes are up to {slack} further from their share: \
              the owners before leave no better choice"
@@ -165,16 +165,16 @@ impl Field {
         share::shares(&self.weights, &self.zones, self.old.len() as u64, n)
     }
 
-    /// The lists of owners, and by prefix length by how much loads are outside their bounds.
-    fn lists(&self, n: usize) -> (Vec<Vec<u16>>, Vec<u32>) {
+    /// The lists of owners, and by how much loads beyond the exact prefix are outside their bounds.
+    fn lists(&self, n: usize) -> (Vec<Vec<u16>>, u32) {
         let exact = n.min(EXACT);
-        let mut slack = vec![0; n + 1];
+        let mut slack = 0;
         let none = vec![Vec::new(); self.old.len()];
         let mut sets = vec![none.clone(); exact + 1];
         for k in (1..=exact).rev() {
             let within = if k < exact { Some(sets[k + 1].as_slice()) } else { None };
             let solution = self.flow(k, k, &none, within);
-            (sets[k], slack[k]) = (solution.owners, solution.slack);
+            sets[k] = solution.owners;
         }
         let mut lists = none;
         for set in &sets[1..] {
@@ -185,7 +185,7 @@ impl Field {
         }
         for k in exact + 1..=n {
             let solution = self.flow(k, 1, &lists, None);
-            slack[k] = solution.slack;
+            slack = slack.max(solution.slack);
             lists.iter_mut().zip(solution.owners).for_each(|(list, more)| list.extend(more));
         }
         (lists, slack)

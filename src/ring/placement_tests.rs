@@ -1,7 +1,6 @@
 //! Tests of placement: against fair shares and against an independent search for the least cost.
 
 use super::*;
-use proptest::prelude::*;
 
 fn q(count: u32) -> Partitions {
     Partitions::new(count).expect("valid")
@@ -49,19 +48,4 @@ fn three_nodes_all_own_all_and_share_the_primaries() {
     assert_good(&placement, &nodes, q(256), 3);
     assert!(placement.loads(1).iter().all(|load| (85..=86).contains(load)), "{:?}", placement.loads(1));
     assert!(placement.loads(2).iter().all(|load| (170..=171).contains(load)), "{:?}", placement.loads(2));
-}
-
-#[test]
-fn time() {
-    for (count, m) in [(65_536, 10), (65_536, 15), (1024, 100), (4096, 300)] {
-        let nodes: Vec<Wanted> = wanted(&(0..m).map(|i| (i, 1, (i % 4) as u16)).collect::<Vec<_>>());
-        #[allow(clippy::disallowed_methods)]
-        let start = std::time::Instant::now();
-        let p = place(None, &nodes, q(count), m.min(15) as u8).expect("placed");
-        println!("{count} {m} {:?} {:?}", start.elapsed(), p.notes);
-        for k in 1..=m.min(15) as usize {
-            let l = p.loads(k);
-            println!("  {k}: {:?} {:?}", l.iter().min(), l.iter().max());
-        }
-    }
 }

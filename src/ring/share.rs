@@ -45,18 +45,15 @@ pub(super) fn shares(weights: &[u64], zones: &[u16], q: u64, n: usize) -> Vec<Sh
     // only, so a zone once clamped stays so, and each round but the last clamps another.
     loop {
         let level = Level::of(weights, zones, q, n, &clamped);
-        let mut again = false;
-        for zone in 0..zone_count {
-            let order = level.zone_total(weights, zones, q, zone).cmp(&(q * level.weight));
-            let beyond = if n <= zone_count { order.is_gt() } else { order.is_lt() };
-            if beyond && !clamped[zone] {
-                clamped[zone] = true;
-                again = true;
-            }
-        }
-        if !again {
+        let beyond = |zone: &usize| {
+            let order = level.zone_total(weights, zones, q, *zone).cmp(&(q * level.weight));
+            !clamped[*zone] && if n <= zone_count { order.is_gt() } else { order.is_lt() }
+        };
+        let found: Vec<usize> = (0..zone_count).filter(beyond).collect();
+        if found.is_empty() {
             return level.shares(weights, zones, q, &clamped);
         }
+        found.into_iter().for_each(|zone| clamped[zone] = true);
     }
 }
 
