@@ -90,6 +90,11 @@ pub const CACHE_BYTES_MAX: u64 = 1 << 44;
 /// Most threads of the async runtime: measured, one is as fast as many, and it leaves CPU to the disk.
 pub const RUNTIME_THREADS_MAX: usize = 64;
 
+/// Open connections to the HTTP port, past which more wait: some watchers, not clients.
+pub const HTTP_CONNECTIONS: usize = 64;
+/// How long one of them may last, so that those who wait get their turn.
+pub const HTTP_CONNECTION_LIFE: Duration = Duration::from_secs(60);
+
 /// Largest gossip datagram: fits one Ethernet frame.
 pub const GOSSIP_PACKET_BYTES: usize = 1_400;
 
