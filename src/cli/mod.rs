@@ -8,7 +8,12 @@
 //! yet says so.
 
 pub mod client;
+pub mod config;
+pub mod dev;
+pub mod explain;
+pub mod keyspace;
 pub mod output;
+pub mod serve;
 pub mod status;
 
 use std::ffi::OsString;
@@ -71,8 +76,16 @@ impl Global {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    // Running nodes.
+    Dev(dev::DevArgs),
+    Serve(serve::ServeArgs),
+    #[command(subcommand)]
+    Config(config::ConfigVerb),
     // Reading and writing: cli2 adds put, get, del, scan, load, dump, bench here.
     // Looking at a cluster.
+    #[command(subcommand)]
+    Keyspace(keyspace::KeyspaceVerb),
+    Explain(explain::ExplainArgs),
     Status(status::StatusArgs),
     // Named in the contract, not built yet.
     #[command(hide = true)]
@@ -91,7 +104,7 @@ enum Verb {
 
 /// Whatever follows a verb that is not built yet.
 #[derive(Debug, Args)]
-struct Unbuilt {
+pub struct Unbuilt {
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
     rest: Vec<OsString>,
 }
@@ -139,7 +152,12 @@ pub fn main() -> ExitCode {
 impl Verb {
     fn run(self, global: &Global) -> CliResult {
         match self {
+            Verb::Dev(args) => block_on(args.run(global)),
+            Verb::Serve(args) => args.run(global),
+            Verb::Config(verb) => verb.run(global),
             // cli2 adds its verbs here: `Verb::Put(args) => block_on(args.run(global)),`
+            Verb::Keyspace(verb) => block_on(verb.run(global)),
+            Verb::Explain(args) => block_on(args.run(global)),
             Verb::Status(args) => block_on(args.run(global)),
             Verb::Cluster(args) => args.run("cluster"),
             Verb::Repair(args) => args.run("repair"),
@@ -188,4 +206,46 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     };
     let millis = number.checked_mul(factor).filter(|ms| *ms <= u64::MAX >> 16);
     Ok(Duration::from_millis(millis.ok_or_else(|| format!("{text:?} is too long"))?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_has_examples() {
+        for verb in Cli::command().get_subcommands().filter(|verb| !verb.is_hide_set()) {
+            let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains(&format!("quoral {}", verb.get_name())), "{}", verb.get_name());
+        }
+    }
+
+    #[test]
+    fn times_are_read() {
+        for (text, ms) in [("500ms", 500), ("5s", 5_000), ("5", 5_000), ("2m", 120_000), ("7d", 604_800_000)]
+        {
+            assert_eq!(parse_duration(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        for text in ["", "s", "-1s", "1.5s", "5 s", "5y", "99999999999999999999s", "9999999999999999d"] {
+            let error = parse_duration(text).expect_err(text);
+            assert!(error.contains(&format!("{text:?}")), "{error}");
+        }
+    }
+
+    #[test]
+    fn json_is_asked_for_in_every_way_that_clap_takes() {
+        let asks = |line: &str| wants_json(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
+        for line in ["q -o json x", "q x -ojson", "q --output=json", "q --output json", "q -o=json"] {
+            assert!(asks(line), "{line}");
+        }
+        for line in ["q json", "q -o text json", "q x"] {
+            assert!(!asks(line), "{line}");
+        }
+    }
 }

@@ -127,3 +127,7 @@ const _: () = assert!(CLOCK_LEASE.as_millis() * 2 < CLOCK_SKEW_DEFAULT.as_millis
 const _: () = assert!(HEDGE_AFTER.as_millis() * 10 < TIMEOUT_DEFAULT.as_millis());
 const _: () = assert!(ENVELOPE_BYTES < MESSAGE_BYTES_MAX && SCAN_PAGE_BYTES < MESSAGE_BYTES_MAX);
 const _: () = assert!(NODES_MAX < u16::MAX as usize);
+const _: () = assert!(GOSSIP_ADDRESS_BYTES + NAME_BYTES + 128 <= GOSSIP_STATE_BYTES);
+const _: () = assert!(2 * GOSSIP_STATE_BYTES + 256 <= GOSSIP_PACKET_BYTES);
+const _: () = assert!(REQUESTS_IN_FLIGHT <= REQUESTS_IN_FLIGHT_MAX);
+const _: () = assert!(CACHE_BYTES_MIN <= CACHE_BYTES_DEFAULT && CACHE_BYTES_DEFAULT <= CACHE_BYTES_MAX);
