@@ -11,3 +11,5 @@ pub mod version;
 pub mod storage;
 // Layer 4: the wire.
 pub mod rpc;
+// Layer 6: the command line.
+pub mod cli;

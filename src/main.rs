@@ -1,1 +1,7 @@
-fn main() {}
+//! The one binary. All of it is in `quoral::cli`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    quoral::cli::main()
+}

@@ -1,0 +1,191 @@
+//! The command line: one binary, one file a verb.
+//!
+//! `Cli` parses, `main` runs the verb and turns its end into an exit code. A verb is a struct of clap
+//! arguments with `run(self, &Global) -> CliResult`; it prints its answer through `output` and reaches
+//! the cluster through `client`.
+//!
+//! It does not print panics as answers, and it does not guess: a verb of the contract that is not built
+//! yet says so.
+
+pub mod client;
+pub mod output;
+pub mod status;
+
+use std::ffi::OsString;
+use std::future::Future;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use self::client::Client;
+use self::output::{CliError, CliResult, Output};
+
+/// A leaderless quorum key-value database.
+#[derive(Debug, Parser)]
+#[command(name = "quoral", version, about, max_term_width = 100)]
+#[command(
+    after_help = "Start with `quoral dev`, then `quoral put greeting hello` and `quoral get greeting`.\n\
+    `quoral help VERB` shows examples."
+)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// Options of every verb.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Nodes to ask, `host:port`, tried in turn.
+    #[arg(long, global = true, env = "QUORAL_ENDPOINTS", default_value = "127.0.0.1:7400")]
+    #[arg(value_delimiter = ',', value_name = "HOST:PORT,…")]
+    pub endpoints: Vec<String>,
+    /// Keyspace of the keys.
+    #[arg(long, global = true, env = "QUORAL_KEYSPACE", default_value = "default", value_name = "NAME")]
+    pub keyspace: String,
+    /// Longest time that a request may take, such as 500ms, 5s or 1m.
+    #[arg(long, global = true, env = "QUORAL_TIMEOUT", default_value = "5s", value_parser = parse_duration)]
+    #[arg(value_name = "TIME")]
+    pub timeout: Duration,
+    /// How the answer is printed.
+    #[arg(short, long, global = true, value_enum, default_value = "text", value_name = "FORMAT")]
+    pub output: Output,
+}
+
+impl Global {
+    /// A client of the endpoints; connects when first used.
+    pub fn client(&self) -> Result<Client, CliError> {
+        if self.timeout.is_zero() {
+            return Err(CliError::usage("--timeout: is 0, must be at least 1ms"));
+        }
+        Client::connect(&self.endpoints, self.timeout)
+    }
+
+    /// Whether answers are JSON.
+    pub fn json(&self) -> bool {
+        self.output == Output::Json
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    // Reading and writing: cli2 adds put, get, del, scan, load, dump, bench here.
+    // Looking at a cluster.
+    Status(status::StatusArgs),
+    // Named in the contract, not built yet.
+    #[command(hide = true)]
+    Cluster(Unbuilt),
+    #[command(hide = true)]
+    Repair(Unbuilt),
+    #[command(hide = true)]
+    Hints(Unbuilt),
+    #[command(hide = true)]
+    Transfers(Unbuilt),
+    #[command(hide = true)]
+    Workers(Unbuilt),
+    #[command(hide = true)]
+    Inspect(Unbuilt),
+}
+
+/// Whatever follows a verb that is not built yet.
+#[derive(Debug, Args)]
+struct Unbuilt {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    rest: Vec<OsString>,
+}
+
+impl Unbuilt {
+    fn run(self, verb: &str) -> CliResult {
+        Err(unbuilt(verb))
+    }
+}
+
+/// The error of a verb that is not built yet.
+pub fn unbuilt(verb: &str) -> CliError {
+    let mut error = CliError::error(format!("{verb} is not built yet"));
+    error.code = "UNIMPLEMENTED";
+    error
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let cli = match Cli::try_parse_from(&arguments) {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() && wants_json(&arguments) => {
+            let text = error.to_string();
+            let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+            CliError::usage(first).print(Output::Json);
+            return output::Exit::Usage.into();
+        }
+        Err(error) => {
+            // Help and version go to stdout with code 0, usage errors to stderr with code 2.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let output = cli.global.output;
+    match cli.verb.run(&cli.global) {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            error.print(output);
+            error.exit.into()
+        }
+    }
+}
+
+impl Verb {
+    fn run(self, global: &Global) -> CliResult {
+        match self {
+            // cli2 adds its verbs here: `Verb::Put(args) => block_on(args.run(global)),`
+            Verb::Status(args) => block_on(args.run(global)),
+            Verb::Cluster(args) => args.run("cluster"),
+            Verb::Repair(args) => args.run("repair"),
+            Verb::Hints(args) => args.run("hints"),
+            Verb::Transfers(args) => args.run("transfers"),
+            Verb::Workers(args) => args.run("workers"),
+            Verb::Inspect(args) => args.run("inspect"),
+        }
+    }
+}
+
+/// Runs a verb that waits for the network, on one thread.
+pub fn block_on(verb: impl Future<Output = CliResult>) -> CliResult {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::io("the async runtime", &error))?
+        .block_on(verb)
+}
+
+/// Whether the command line asks for JSON; for errors that come before it could be parsed.
+fn wants_json(arguments: &[OsString]) -> bool {
+    let mut after_flag = false;
+    arguments.iter().skip(1).any(|argument| {
+        let text = argument.to_string_lossy();
+        let found =
+            (after_flag && text == "json") || matches!(&*text, "-ojson" | "-o=json" | "--output=json");
+        after_flag = text == "-o" || text == "--output";
+        found
+    })
+}
+
+/// A time span such as `250ms`, `5s`, `10m`, `2h` or `7d`; a plain number is seconds.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 =
+        number.parse().map_err(|_| format!("{text:?} is not a time such as 500ms, 5s, 10m, 2h or 7d"))?;
+    let factor: u64 = match unit {
+        "ms" => 1,
+        "" | "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return Err(format!("{text:?} has the unit {unit:?}, which must be ms, s, m, h or d")),
+    };
+    let millis = number.checked_mul(factor).filter(|ms| *ms <= u64::MAX >> 16);
+    Ok(Duration::from_millis(millis.ok_or_else(|| format!("{text:?} is too long"))?))
+}

@@ -1,0 +1,109 @@
+//! `status`: the nodes of the cluster, as one of them sees it.
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::Global;
+use super::output::{self, CliResult, Exit, Op};
+use crate::rpc::proto;
+
+/// Shows nodes, liveness, zones, layout version, ownership and disk.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  quoral status
+  quoral status --endpoints 127.0.0.1:7410 -o json")]
+pub struct StatusArgs {}
+
+impl StatusArgs {
+    /// Asks one node and prints what it says.
+    pub async fn run(self, global: &Global) -> CliResult {
+        let client = global.client()?;
+        let status = client
+            .call_cluster(
+                Op::Read,
+                |mut cluster| async move { cluster.status(proto::StatusRequest {}).await },
+            )
+            .await?;
+        if global.json() {
+            output::print_json(&to_json(&status))?;
+        } else {
+            output::print(to_text(&status))?;
+        }
+        Ok(Exit::Done)
+    }
+}
+
+fn to_json(status: &proto::StatusResponse) -> Value {
+    let node = |node: &proto::NodeStatus| {
+        json!({
+            "node_id": node.node_id,
+            "name": node.name,
+            "address": node.address,
+            "client_address": node.client_address,
+            "zone": node.zone,
+            "state": node.state,
+            "ownership": node.ownership,
+            "hints": node.hints,
+            "disk_bytes": node.disk_bytes,
+            "durability": node.durability,
+            "map_version": node.map_version,
+        })
+    };
+    json!({
+        "cluster_id": status.cluster_id,
+        "layout_version": status.layout_version,
+        "map_version": status.map_version,
+        "partitions": status.partitions,
+        "answered_by": status.answered_by,
+        "nodes": status.nodes.iter().map(node).collect::<Vec<_>>(),
+    })
+}
+
+fn to_text(status: &proto::StatusResponse) -> String {
+    let rows: Vec<Vec<String>> = status
+        .nodes
+        .iter()
+        .map(|node| {
+            let or_dash = |text: &str| if text.is_empty() { "-".to_string() } else { text.to_string() };
+            vec![
+                node.node_id.clone(),
+                node.name.clone(),
+                node.address.clone(),
+                or_dash(&node.client_address),
+                node.zone.clone(),
+                node.state.clone(),
+                format!("{:.1}%", node.ownership * 100.0),
+                node.hints.to_string(),
+                show_size(node.disk_bytes),
+                or_dash(&node.durability),
+                node.map_version.to_string(),
+            ]
+        })
+        .collect();
+    let head =
+        ["NODE", "NAME", "PEERS", "CLIENTS", "ZONE", "STATE", "OWNS", "HINTS", "DISK", "DURABILITY", "MAP"];
+    format!(
+        "cluster {}: layout version {}, map version {}, {} partitions; as {} sees it\n{}",
+        status.cluster_id,
+        status.layout_version,
+        status.map_version,
+        status.partitions,
+        status.answered_by,
+        output::table(&head, &rows)
+    )
+}
+
+/// A number of bytes with a binary unit.
+pub fn show_size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if bytes < 1_024 {
+        return format!("{bytes} B");
+    }
+    let mut size = bytes as f64 / 1_024.0;
+    let mut unit = 0;
+    while size >= 1_024.0 && unit + 1 < UNITS.len() {
+        size /= 1_024.0;
+        unit += 1;
+    }
+    format!("{size:.1} {}", UNITS[unit])
+}
