@@ -7,8 +7,19 @@
 //! It does not print panics as answers, and it does not guess: a verb of the contract that is not built
 //! yet says so.
 
+pub mod bench;
+pub mod checkpoint;
 pub mod client;
+pub mod dump;
+pub mod escape;
+pub mod kv;
+pub mod load;
 pub mod output;
+pub mod pages;
+pub mod progress;
+pub mod reader;
+pub mod rows;
+pub mod scan;
 pub mod status;
 
 use std::ffi::OsString;
@@ -71,7 +82,14 @@ impl Global {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    // Reading and writing: cli2 adds put, get, del, scan, load, dump, bench here.
+    // Reading and writing.
+    Put(kv::PutArgs),
+    Get(kv::GetArgs),
+    Del(kv::DelArgs),
+    Scan(scan::ScanArgs),
+    Load(load::LoadArgs),
+    Dump(dump::DumpArgs),
+    Bench(bench::BenchArgs),
     // Looking at a cluster.
     Status(status::StatusArgs),
     // Named in the contract, not built yet.
@@ -139,7 +157,13 @@ pub fn main() -> ExitCode {
 impl Verb {
     fn run(self, global: &Global) -> CliResult {
         match self {
-            // cli2 adds its verbs here: `Verb::Put(args) => block_on(args.run(global)),`
+            Verb::Put(args) => block_on(args.run(global)),
+            Verb::Get(args) => block_on(args.run(global)),
+            Verb::Del(args) => block_on(args.run(global)),
+            Verb::Scan(args) => block_on(args.run(global)),
+            Verb::Load(args) => block_on(args.run(global)),
+            Verb::Dump(args) => block_on(args.run(global)),
+            Verb::Bench(args) => block_on(args.run(global)),
             Verb::Status(args) => block_on(args.run(global)),
             Verb::Cluster(args) => args.run("cluster"),
             Verb::Repair(args) => args.run("repair"),

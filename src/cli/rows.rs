@@ -18,9 +18,11 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
+use super::output::parse_base64;
 use crate::types::error::Invalid;
 use crate::types::key::Key;
 use crate::types::limits;
@@ -69,20 +71,7 @@ fn bytes_of(field: &str, value: Value) -> Result<Bytes, Invalid> {
         };
         return Err(Invalid::new(field, format!("must be a string, is {kind}")));
     };
-    if field.ends_with("_b64") { decode_base64(field, &text) } else { Ok(text.into()) }
-}
-
-/// Decodes base64 (standard alphabet, padded) of `field`.
-pub fn decode_base64(field: &str, text: &str) -> Result<Bytes, Invalid> {
-    match BASE64.decode(text) {
-        Ok(bytes) => Ok(bytes.into()),
-        Err(problem) => Err(Invalid::new(field, format!("is not base64: {problem}"))),
-    }
-}
-
-/// Encodes base64, as [`decode_base64`] takes it.
-pub fn encode_base64(bytes: &[u8]) -> String {
-    BASE64.encode(bytes)
+    if field.ends_with("_b64") { Ok(parse_base64(field, &text)?.into()) } else { Ok(text.into()) }
 }
 
 /// Parses one line.
@@ -116,56 +105,7 @@ pub fn parse(line: &[u8]) -> Result<Row, Invalid> {
     Ok(Row { key: Key::new(key, sort.unwrap_or_default())?, value })
 }
 
-/// Bytes as JSON shows them: `name` if they are UTF-8, else `name_b64`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Shown<'a> {
-    /// As they are.
-    Text(&'a str),
-    /// In base64.
-    Base64(String),
-}
-
-impl<'a> Shown<'a> {
-    /// Chooses the form.
-    pub fn of(bytes: &'a [u8]) -> Shown<'a> {
-        std::str::from_utf8(bytes).map_or_else(|_| Shown::Base64(encode_base64(bytes)), Shown::Text)
-    }
-
-    /// Whether it is text.
-    pub fn text(&self) -> Option<&str> {
-        match self {
-            Shown::Text(text) => Some(text),
-            Shown::Base64(_) => None,
-        }
-    }
-
-    /// The base64, if it is not text.
-    pub fn base64(&self) -> Option<&str> {
-        match self {
-            Shown::Text(_) => None,
-            Shown::Base64(text) => Some(text),
-        }
-    }
-}
-
-/// Implements `Serialize` for a struct of [`Shown`] and other fields, in order, as the contract shows them.
-pub(super) struct Object<S: serde::ser::SerializeMap>(pub S);
-
-impl<S: serde::ser::SerializeMap> Object<S> {
-    /// Adds `text` or `b64`, whichever the bytes need.
-    pub fn bytes(&mut self, text: &'static str, b64: &'static str, bytes: &[u8]) -> Result<(), S::Error> {
-        match Shown::of(bytes) {
-            Shown::Text(shown) => self.0.serialize_entry(text, shown),
-            Shown::Base64(shown) => self.0.serialize_entry(b64, &shown),
-        }
-    }
-
-    /// Adds any other field.
-    pub fn field(&mut self, name: &'static str, value: &impl Serialize) -> Result<(), S::Error> {
-        self.0.serialize_entry(name, value)
-    }
-}
-
+/// A row as it is written: each part as text if it is UTF-8, else in base64.
 struct Line<'a> {
     key: &'a [u8],
     sort: &'a [u8],
@@ -174,13 +114,20 @@ struct Line<'a> {
 
 impl Serialize for Line<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut object = Object(serializer.serialize_map(None)?);
-        object.bytes("key", "key_b64", self.key)?;
-        if !self.sort.is_empty() {
-            object.bytes("sort", "sort_b64", self.sort)?;
+        let mut object = serializer.serialize_map(None)?;
+        let parts = [
+            ("key", "key_b64", self.key),
+            ("sort", "sort_b64", self.sort),
+            ("value", "value_b64", self.value),
+        ];
+        for (text, base64, bytes) in parts {
+            match std::str::from_utf8(bytes) {
+                Ok("") if text == "sort" => {}
+                Ok(shown) => object.serialize_entry(text, shown)?,
+                Err(_) => object.serialize_entry(base64, &BASE64.encode(bytes))?,
+            }
         }
-        object.bytes("value", "value_b64", self.value)?;
-        serde::ser::SerializeMap::end(object.0)
+        object.end()
     }
 }
 
@@ -236,7 +183,10 @@ mod tests {
             ("nonsense", "row", "column 2"),
         ] {
             let problem = problem(line);
-            assert!(problem.starts_with(&format!("{field}: ")) && problem.contains(what), "{line}: {problem}");
+            assert!(
+                problem.starts_with(&format!("{field}: ")) && problem.contains(what),
+                "{line}: {problem}"
+            );
         }
         let long = problem(&format!(r#"{{"key":"{}","value":""}}"#, "k".repeat(1_025)));
         assert!(long.contains("1025") && long.contains("1024"), "{long}");
