@@ -41,7 +41,12 @@ fn nodes(text: &str) -> Vec<NodeId> {
 fn record(text: &str) -> Single {
     let stamp: u64 = text.trim_start_matches('v').parse().ok()?;
     let payload = Payload::Value(text.to_owned().into());
-    Some(Arc::new(Record::Lww(LwwVersion { stamp: Stamp(stamp), node: NodeId(1), payload, expires_at: None })))
+    Some(Arc::new(Record::Lww(LwwVersion {
+        stamp: Stamp(stamp),
+        node: NodeId(1),
+        payload,
+        expires_at: None,
+    })))
 }
 
 fn show(record: &Single) -> String {
@@ -108,7 +113,9 @@ impl Scripted for PutScript {
         let show = |effect: &put::Effect| match effect {
             put::Effect::Arm(at) => format!("arm at={}", at.0),
             put::Effect::Mint { round, above: None } => format!("mint round={round}"),
-            put::Effect::Mint { round, above: Some(above) } => format!("mint round={round} above={}", above.0),
+            put::Effect::Mint { round, above: Some(above) } => {
+                format!("mint round={round} above={}", above.0)
+            }
             put::Effect::Send { to, round } => format!("send {} round={round}", name(*to)),
             put::Effect::Reply(Ok(done)) => format!("reply ok acks={} round={}", done.acks, done.round),
             put::Effect::Reply(Err(failure)) => format!("reply {}", show_failure(failure)),
@@ -204,8 +211,10 @@ fn run(text: &str) -> String {
 #[test]
 fn every_script_is_what_the_machine_does() {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/quorum/scripts");
-    let mut scripts: Vec<PathBuf> =
-        std::fs::read_dir(&folder).expect("the folder of scripts").map(|e| e.expect("an entry").path()).collect();
+    let mut scripts: Vec<PathBuf> = std::fs::read_dir(&folder)
+        .expect("the folder of scripts")
+        .map(|e| e.expect("an entry").path())
+        .collect();
     scripts.sort();
     assert!(scripts.len() >= 15, "one script for each rule");
     for path in scripts {

@@ -134,16 +134,20 @@ impl Maps {
 
 /// A live peer whose map is newer than `version`: the one with the newest.
 fn newest_elsewhere(members: &Members, version: MapVersion) -> Option<NodeId> {
-    let newer = members.peers.iter().filter(|(_, peer)| peer.liveness.is_live()).filter_map(|(node, peer)| {
-        let theirs = peer.last_state.as_ref()?.report.map_version;
-        (theirs > version).then_some((theirs, *node))
-    });
+    let newer =
+        members.peers.iter().filter(|(_, peer)| peer.liveness.is_live()).filter_map(|(node, peer)| {
+            let theirs = peer.last_state.as_ref()?.report.map_version;
+            (theirs > version).then_some((theirs, *node))
+        });
     newer.max().map(|(_, node)| node)
 }
 
 impl Maps {
     /// Temporary.
-    pub async fn answer_decree(&self, _request: proto::DecreeRequest) -> Result<proto::DecreeResponse, Status> {
+    pub async fn answer_decree(
+        &self,
+        _request: proto::DecreeRequest,
+    ) -> Result<proto::DecreeResponse, Status> {
         Err(Status::unimplemented("decree"))
     }
 

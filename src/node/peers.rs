@@ -63,7 +63,14 @@ struct Refused(String, bool);
 impl Peers {
     /// A node that has met nobody.
     pub fn new(me: Me, coordinator: Arc<Coordinator>, maps: Arc<Maps>, links: Arc<Links>) -> Peers {
-        Peers { me, coordinator, maps, links, admitted: Mutex::default(), hello: tokio::sync::Mutex::default() }
+        Peers {
+            me,
+            coordinator,
+            maps,
+            links,
+            admitted: Mutex::default(),
+            hello: tokio::sync::Mutex::default(),
+        }
     }
 
     async fn judge(&self, request: &proto::HelloRequest) -> Result<(), Refused> {
@@ -143,7 +150,8 @@ impl Peers {
         let driver = &self.coordinator.driver;
         if store.fresh {
             let now = driver.clock.wall();
-            let checked = driver.committer.with_minter(|minter| minter.clock_mut().observe(now, record.stamp()));
+            let checked =
+                driver.committer.with_minter(|minter| minter.clock_mut().observe(now, record.stamp()));
             if let Err(too_far) = checked {
                 driver.metrics.clock_skew.inc();
                 tracing::warn!(node = %from.node, %too_far, "a write is refused");
@@ -218,14 +226,22 @@ impl Peers {
     }
 
     /// Rule 4: the place of a key, if its partition is this node's under the layout that both know.
-    fn place(&self, from: Sender, operation: &proto::Operation, any: bool) -> Result<Place, (Reason, String)> {
+    fn place(
+        &self,
+        from: Sender,
+        operation: &proto::Operation,
+        any: bool,
+    ) -> Result<Place, (Reason, String)> {
         let map = self.maps.current();
         let bad = |problem: String| (Reason::BadRequest, problem);
         let key = Key::new(operation.key.clone(), operation.sort.clone());
         let key = key.map_err(|invalid| bad(invalid.to_string()))?;
         let Some(keyspace) = map.keyspace_by_id(KeyspaceId(operation.keyspace_id)) else {
             self.maps.suspect_stale();
-            return Err((Reason::StaleLayout, format!("keyspace {} is not known here", operation.keyspace_id)));
+            return Err((
+                Reason::StaleLayout,
+                format!("keyspace {} is not known here", operation.keyspace_id),
+            ));
         };
         let partition = map.partitions.of(Position::of(&keyspace.name, key.partition_key()));
         if !any {
@@ -266,7 +282,14 @@ impl Peers {
         }
     }
 
-    fn on_key(&self, from: Sender, operation: &proto::Operation, any: bool, reply: Reply, then: impl FnOnce(Place, Reply)) {
+    fn on_key(
+        &self,
+        from: Sender,
+        operation: &proto::Operation,
+        any: bool,
+        reply: Reply,
+        then: impl FnOnce(Place, Reply),
+    ) {
         match self.place(from, operation, any) {
             Ok(place) => then(place, reply),
             Err((reason, message)) => {
@@ -326,7 +349,9 @@ impl PeerHandler for Peers {
     fn operation(&self, from: Sender, mut operation: proto::Operation, reply: Reply) {
         match operation.kind.take() {
             Some(operation::Kind::Store(store)) => {
-                self.on_key(from, &operation, false, reply, |place, reply| self.store(from, place, store, reply));
+                self.on_key(from, &operation, false, reply, |place, reply| {
+                    self.store(from, place, store, reply)
+                });
             }
             Some(operation::Kind::Fetch(fetch)) => {
                 let any = fetch.inspect;
@@ -360,10 +385,7 @@ impl PeerHandler for Peers {
         (map.version.0 > have_version).then(|| map.encode())
     }
 
-    fn decree(
-        &self,
-        request: proto::DecreeRequest,
-    ) -> BoxFuture<'_, Result<proto::DecreeResponse, Status>> {
+    fn decree(&self, request: proto::DecreeRequest) -> BoxFuture<'_, Result<proto::DecreeResponse, Status>> {
         Box::pin(self.maps.answer_decree(request))
     }
 }

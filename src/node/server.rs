@@ -38,10 +38,10 @@ use crate::ring::layout::ClusterMap;
 use crate::rpc::cluster_service::ClusterService;
 use crate::rpc::kv_service::KvService;
 use crate::rpc::peer_service::PeerService;
+use crate::rpc::proto;
 use crate::rpc::proto::cluster_server::ClusterServer;
 use crate::rpc::proto::kv_server::KvServer;
 use crate::rpc::proto::peer_server::PeerServer;
-use crate::rpc::proto;
 use crate::rpc::transport::{Connection, Listener};
 use crate::storage::{Batch, Storage, schema};
 use crate::telemetry::metrics::Metrics;
@@ -124,7 +124,9 @@ async fn bind(env: &Env, config: &Config) -> Result<Ports, StartError> {
 }
 
 /// Accepts connections into a stream, as tonic wants them.
-fn incoming(mut listener: Box<dyn Listener>) -> (ReceiverStream<std::io::Result<Connection>>, JoinHandle<()>) {
+fn incoming(
+    mut listener: Box<dyn Listener>,
+) -> (ReceiverStream<std::io::Result<Connection>>, JoinHandle<()>) {
     let (send, receive) = mpsc::channel(16);
     let task = tokio::spawn(async move {
         loop {
@@ -181,9 +183,9 @@ impl Node {
         };
         let committer = start_committer(&env, config, storage, disk, &metrics)?;
         let maps_sender = watch::Sender::new(Arc::new(map));
-        let links =
-            Links::new(me, env.clone(), committer.clone(), metrics.clone(), maps_sender.subscribe());
-        let (serving, serving_seen) = watch::channel(Serving::Starting("not yet admitted by its peers".into()));
+        let links = Links::new(me, env.clone(), committer.clone(), metrics.clone(), maps_sender.subscribe());
+        let (serving, serving_seen) =
+            watch::channel(Serving::Starting("not yet admitted by its peers".into()));
         let driver = Driver {
             me: me.node,
             clock: env.clock.clone(),
@@ -212,7 +214,10 @@ impl Node {
         let mut node = Node {
             service,
             serving,
-            health: [tonic_health::server::HealthReporter::new(), tonic_health::server::HealthReporter::new()],
+            health: [
+                tonic_health::server::HealthReporter::new(),
+                tonic_health::server::HealthReporter::new(),
+            ],
             links: links.clone(),
             committer: committer.clone(),
             gossip: gossip.clone(),
@@ -371,11 +376,10 @@ fn start_committer(
     disk: Disk,
     metrics: &Arc<Metrics>,
 ) -> Result<Committer, StartError> {
-    let number = |name| stored_number(&*storage, name).map_err(|error| StartError::Storage(error.to_string()));
-    let clock = Hlc::new(
-        Stamp(number(schema::META_CLOCK_BOUND)?),
-        Duration::from_millis(config.clock.max_skew_ms),
-    );
+    let number =
+        |name| stored_number(&*storage, name).map_err(|error| StartError::Storage(error.to_string()));
+    let clock =
+        Hlc::new(Stamp(number(schema::META_CLOCK_BOUND)?), Duration::from_millis(config.clock.max_skew_ms));
     let minter = Minter::new(config.node.id, disk.incarnation, clock, number(schema::META_BIRTH_LEASE)?);
     let (durability, clock) = (config.node.durability, env.clock.clone());
     Committer::start(storage, minter, durability, clock, metrics.clone(), env.commit)
@@ -389,7 +393,8 @@ async fn start_gossip(
     map: &ClusterMap,
 ) -> Result<GossipHandle, StartError> {
     let advertised = config.listen.advertised_peer();
-    let failed = |error: std::io::Error| StartError::Gossip { address: advertised.clone(), error: error.to_string() };
+    let failed =
+        |error: std::io::Error| StartError::Gossip { address: advertised.clone(), error: error.to_string() };
     let address = env.network.resolve(&advertised).await.map_err(failed)?;
     let generation = env.clock.wall().0;
     let identity = Identity::new(me.node, address, me.nonce, generation);

@@ -116,7 +116,9 @@ impl NodeService {
             view.disk_bytes = self.coordinator.driver.committer.storage().disk_bytes();
             view.durability = self.durability.to_string();
             view.map_version = map.version.0;
-        } else if let Some(state) = self.gossip.members().peers.get(&member.id).and_then(|p| p.last_state.clone()) {
+        } else if let Some(state) =
+            self.gossip.members().peers.get(&member.id).and_then(|p| p.last_state.clone())
+        {
             view.client_address = state.report.client_address;
             view.disk_bytes = state.report.disk_bytes;
             view.hints = state.report.hints;

@@ -76,7 +76,8 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send) -> R
     let bootstrap = bootstrap_map(&config)?;
     let (path, cluster, node) = (&config.node.data_dir, bootstrap.cluster, config.node.id);
     let mut dir = DataDir::open(path, cluster, node, || DiskId(env.random()), env.clock.wall())?;
-    let storage: Arc<dyn Storage> = Arc::new(SledStorage::open(&dir.storage_path(), config.storage.cache_bytes)?);
+    let storage: Arc<dyn Storage> =
+        Arc::new(SledStorage::open(&dir.storage_path(), config.storage.cache_bytes)?);
     let disk = begin_life(&mut dir, &*storage, &env, config.node.durability)?;
     let map = starting_map(&*storage, bootstrap)?;
     tracing::info!(node = %node, name = %config.node.name, cluster = %cluster, map = %map.version, "starting");
