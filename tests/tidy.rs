@@ -304,8 +304,11 @@ fn check_shape(file: &str, text: &str) -> Vec<String> {
     findings
 }
 
+/// Texts with their lines.
+type Spans = Vec<(usize, String)>;
+
 /// The code spans and link targets of a document outside its fenced blocks, with their lines.
-fn spans(text: &str) -> (Vec<(usize, String)>, Vec<(usize, String)>) {
+fn spans(text: &str) -> (Spans, Spans) {
     let (mut code, mut links, mut fenced) = (Vec::new(), Vec::new(), false);
     for (index, line) in text.lines().enumerate() {
         if line.trim_start().starts_with("```") {
