@@ -401,7 +401,7 @@ mod tests {
     }
 
     async fn boot(node: u64, nonce: u64, at: SocketAddr, seeds: &[SocketAddr]) -> GossipHandle {
-        let clock = Arc::new(SystemClock::new());
+        let clock = Arc::new(SystemClock::default());
         let identity = Identity::new(NodeId(node), at, Nonce(nonce), clock.wall().0);
         let seeds = seeds.iter().map(SocketAddr::to_string).collect();
         start(Arc::new(TcpNetwork), clock, nonce, identity, ClusterId(7), at, seeds).await.expect("binds")
@@ -467,7 +467,7 @@ mod tests {
     async fn an_address_that_nobody_can_reach_is_refused() {
         let nowhere: SocketAddr = "0.0.0.0:7401".parse().expect("an address");
         let identity = Identity::new(NodeId(1), nowhere, Nonce(1), 1);
-        let clock = Arc::new(SystemClock::new());
+        let clock = Arc::new(SystemClock::default());
         let started =
             start(Arc::new(TcpNetwork), clock, 1, identity, ClusterId(7), nowhere, Vec::new()).await;
         let problem = started.err().expect("refused").to_string();
