@@ -45,6 +45,8 @@ pub const ADDRESS_BYTES: usize = 260;
 pub const BANNED_MAX: usize = 100_000;
 /// Ballots that one proposer of a cluster map tries before it gives up.
 pub const DECREE_BALLOTS: u32 = 12;
+/// Ballots in a row that may fail for want of answers, before it says that no majority is reachable.
+pub const DECREE_FAILURES: u32 = 3;
 /// How long a proposer waits for the voters' answers to one ballot.
 pub const DECREE_WAIT: Duration = Duration::from_millis(1_000);
 /// First wait of a proposer that met another's ballot; doubles each time, times a jitter of 0.5 to 1.5.
