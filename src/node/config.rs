@@ -286,7 +286,12 @@ impl Checked {
             .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
             .filter(|(name, _)| name.starts_with("QUORAL_"))
             .collect();
-        Checked::parse(&text, path, &env)
+        let mut checked = Checked::parse(&text, path, &env)?;
+        // So that it stays the same directory, whatever becomes of the working directory.
+        if let Ok(absolute) = std::path::absolute(&checked.config.node.data_dir) {
+            checked.config.node.data_dir = absolute;
+        }
+        Ok(checked)
     }
 
     /// As [`Config::check`], with the sources.
