@@ -27,7 +27,9 @@ pub mod identity;
 pub mod membership;
 pub mod packet;
 pub mod rival;
+pub mod swim;
 pub mod timers;
+pub mod view;
 
 #[cfg(test)]
 mod tests;
