@@ -132,6 +132,12 @@ impl Client {
         Ok(cluster_client(channel, deadline))
     }
 
+    /// The connection to the first endpoint that can be reached. For streams, which set their own deadlines:
+    /// a `grpc-timeout` would end one that goes well.
+    pub async fn channel(&self) -> Result<Channel, CliError> {
+        Ok(self.first_reachable(Deadline::after(self.timeout)).await?.1)
+    }
+
     /// One connection to every endpoint that can be reached now, for a load generator; not shared with
     /// this client. An error if none can be reached.
     pub async fn channels(&self) -> Result<Vec<Channel>, CliError> {

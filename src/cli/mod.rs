@@ -7,12 +7,23 @@
 //! It does not print panics as answers, and it does not guess: a verb of the contract that is not built
 //! yet says so.
 
+pub mod bench;
+pub mod checkpoint;
 pub mod client;
 pub mod config;
 pub mod dev;
+pub mod dump;
+pub mod escape;
 pub mod explain;
 pub mod keyspace;
+pub mod kv;
+pub mod load;
 pub mod output;
+pub mod pages;
+pub mod progress;
+pub mod reader;
+pub mod rows;
+pub mod scan;
 pub mod serve;
 pub mod status;
 
@@ -83,7 +94,14 @@ enum Verb {
     Serve(serve::ServeArgs),
     #[command(subcommand)]
     Config(config::ConfigVerb),
-    // Reading and writing: cli2 adds put, get, del, scan, load, dump, bench here.
+    // Reading and writing.
+    Put(kv::PutArgs),
+    Get(kv::GetArgs),
+    Del(kv::DelArgs),
+    Scan(scan::ScanArgs),
+    Load(load::LoadArgs),
+    Dump(dump::DumpArgs),
+    Bench(bench::BenchArgs),
     // Looking at a cluster.
     #[command(subcommand)]
     Keyspace(keyspace::KeyspaceVerb),
@@ -157,7 +175,13 @@ impl Verb {
             Verb::Dev(args) => block_on(args.run(global)),
             Verb::Serve(args) => args.run(global),
             Verb::Config(verb) => verb.run(global),
-            // cli2 adds its verbs here: `Verb::Put(args) => block_on(args.run(global)),`
+            Verb::Put(args) => block_on(args.run(global)),
+            Verb::Get(args) => block_on(args.run(global)),
+            Verb::Del(args) => block_on(args.run(global)),
+            Verb::Scan(args) => block_on(args.run(global)),
+            Verb::Load(args) => block_on(args.run(global)),
+            Verb::Dump(args) => block_on(args.run(global)),
+            Verb::Bench(args) => block_on(args.run(global)),
             Verb::Keyspace(verb) => block_on(verb.run(global)),
             Verb::Explain(args) => block_on(args.run(global)),
             Verb::Status(args) => block_on(args.run(global)),

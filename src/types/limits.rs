@@ -95,6 +95,14 @@ pub const HTTP_CONNECTIONS: usize = 64;
 /// How long one of them may last, so that those who wait get their turn.
 pub const HTTP_CONNECTION_LIFE: Duration = Duration::from_secs(60);
 
+/// Longest line that `load` takes, in bytes: the largest value in base64 twice over, with its keys; text
+/// that needs more escapes than that is better given as base64.
+pub const ROW_LINE_BYTES: usize = 48 << 20;
+/// Bytes of values that `load` keeps in flight, whatever its concurrency.
+pub const LOAD_BYTES_IN_FLIGHT: usize = 64 << 20;
+/// Most requests that `load` and `bench` keep in flight: what one node takes from all its clients.
+pub const CLI_CONCURRENCY_MAX: usize = REQUESTS_IN_FLIGHT;
+
 /// Largest gossip datagram: fits one Ethernet frame.
 pub const GOSSIP_PACKET_BYTES: usize = 1_400;
 
@@ -102,6 +110,7 @@ const _: () = assert!(VALUE_BYTES_DEFAULT <= VALUE_BYTES_MAX);
 const _: () = assert!(VALUE_BYTES_MAX * 2 < RECORD_BYTES_MAX);
 const _: () = assert!(RECORD_BYTES_MAX + (1 << 20) < MESSAGE_BYTES_MAX);
 const _: () = assert!(MESSAGE_BYTES_MAX < LINK_BYTES);
+const _: () = assert!(VALUE_BYTES_MAX / 3 * 4 * 2 < ROW_LINE_BYTES && VALUE_BYTES_MAX < LOAD_BYTES_IN_FLIGHT);
 const _: () = assert!(SIBLINGS_WARN < SIBLINGS_MAX);
 const _: () = assert!(PARTITIONS_MIN.is_power_of_two() && PARTITIONS_MAX.is_power_of_two());
 const _: () = assert!(PARTITIONS_MAX - 1 <= u16::MAX as u32);
