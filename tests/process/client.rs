@@ -1,7 +1,7 @@
 //! gRPC clients of the nodes, made from the same protos as the servers.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -69,6 +69,17 @@ pub fn assert_refused(status: &Status, code: Code, parts: &[&str]) {
         assert!(status.message().contains(part), "{part:?} is not in {:?}", status.message());
     }
     assert!(surely_not_applied(status), "applied is not NO: {:?} in {status:?}", failure(status));
+}
+
+/// Waits until each of the nodes reaches `n` replicas: a node that is ready may still be called down by another.
+pub async fn wait_for_all(nodes: &[SocketAddr], n: u32) {
+    for at in nodes {
+        let (mut kv, end) = (kv(*at), Instant::now() + Duration::from_secs(20));
+        while let Err(status) = kv.get(get_r("is everybody there", n)).await {
+            assert!(Instant::now() < end, "{at}: {status:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
 }
 
 /// Runs `work` for each of `items` with `width` under way at a time; its results, in no order.

@@ -217,6 +217,7 @@ async fn what_is_refused_while_nodes_die_is_not_applied() {
         node.start();
     }
     cluster.wait_ready();
+    client::wait_for_all(&cluster.all_clients(), 3).await;
     let mut one = kv(at);
     for key in refused {
         let answer = one.get(get_r(key.clone(), 3)).await.expect("all are there").into_inner();

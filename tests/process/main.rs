@@ -7,7 +7,10 @@
 
 #![allow(clippy::disallowed_methods, reason = "real processes are waited for in real time")]
 
+mod bad_input;
 mod client;
 mod cluster;
 mod crashes;
+mod dev;
 mod load;
+mod ownership;
