@@ -14,3 +14,4 @@ mod crashes;
 mod dev;
 mod load;
 mod ownership;
+mod semantics;
