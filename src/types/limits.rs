@@ -58,8 +58,6 @@ pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 pub const TIMEOUT_MAX: Duration = Duration::from_secs(60);
 /// A read asks one more replica when an asked one has been silent this long.
 pub const HEDGE_AFTER: Duration = Duration::from_millis(100);
-/// Times that a put stamps again after `Superseded` before it counts what is greater as concurrent.
-pub const RESTAMPS_MAX: u8 = 2;
 
 /// How far ahead of the own clock a stamp of another node may be, unless configured.
 pub const CLOCK_SKEW_DEFAULT: Duration = Duration::from_millis(500);
