@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
+use tower::util::MapResponseLayer;
 
 use super::committer::{self, Committer};
 use super::config::Config;
@@ -37,6 +38,7 @@ use crate::replica::mint::{Minter, stored_number};
 use crate::ring::layout::ClusterMap;
 use crate::rpc::cluster_service::ClusterService;
 use crate::rpc::kv_service::KvService;
+use crate::rpc::malformed;
 use crate::rpc::peer_service::PeerService;
 use crate::rpc::proto;
 use crate::rpc::proto::cluster_server::ClusterServer;
@@ -253,6 +255,7 @@ impl Node {
             .max_decoding_message_size(CLIENT_MESSAGE_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         let clients = builder(Duration::from_secs(10), Duration::from_secs(10))
+            .layer(MapResponseLayer::new(malformed::as_invalid))
             .add_service(kv)
             .add_service(ClusterServer::new(ClusterService::new(self.service.clone())))
             .add_service(health(client_health))

@@ -331,12 +331,12 @@ async fn a_scan_gives_the_sort_keys_in_order() {
             proto::ScanRequest { start: bytes("row 00100"), end: bytes("row 00200"), ..all() },
             expect(&|s| (&b"row 00100"[..]..b"row 00200").contains(&s)),
         ),
-        (proto::ScanRequest { start: bytes("row 02000"), ..all() }, expect(&|s| s >= b"row 02000")),
-        (proto::ScanRequest { end: bytes(&b"\0\x01"[..]), ..all() }, expect(&|s| s < b"\0\x01")),
+        (proto::ScanRequest { start: bytes("row 02000"), ..all() }, expect(&|s| s >= &b"row 02000"[..])),
+        (proto::ScanRequest { end: bytes(&b"\0\x01"[..]), ..all() }, expect(&|s| s < &b"\0\x01"[..])),
         (proto::ScanRequest { start: bytes("z"), end: bytes("row"), ..all() }, vec![]),
         (
             proto::ScanRequest { prefix: bytes("row 01"), start: bytes("row 01500"), end: bytes("y"), ..all() },
-            expect(&|s| s.starts_with(b"row 01") && s >= b"row 01500"),
+            expect(&|s| s.starts_with(b"row 01") && s >= &b"row 01500"[..]),
         ),
     ];
     for (number, (request, mut wanted)) in ranges.into_iter().enumerate() {
