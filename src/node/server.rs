@@ -302,8 +302,11 @@ impl Node {
             if accepted >= needed {
                 break;
             }
-            // A directory that was admitted before does not wait for peers, but hears a final refusal.
-            if stored.is_some() && now.len() == others && !now.values().any(|c| *c == Contact::Trying) {
+            // A directory that was admitted before does not wait for peers that are away, but hears a refusal:
+            // a copy of it must not serve beside the original.
+            let none_refuses = now.len() == others
+                && now.values().all(|c| matches!(c, Contact::Accepted | Contact::Unreachable(_)));
+            if stored.is_some() && none_refuses {
                 break;
             }
             tokio::select! {
@@ -315,6 +318,10 @@ impl Node {
                     });
                     if let (Some((by, reason)), 0) = (refused, accepted) {
                         return Err(StartError::Refused { by, reason });
+                    }
+                    // Some take it: the one that goes on refusing may be the one that is wrong.
+                    if stored.is_some() && accepted > 0 {
+                        break;
                     }
                     tracing::warn!(accepted, needed, contacts = ?now, "still waiting for peers to admit this node");
                     told.as_mut().reset(tokio::time::Instant::now() + REFUSED_GRACE);

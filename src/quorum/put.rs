@@ -274,7 +274,10 @@ impl Machine for Put {
 
     fn check_invariants(&self) {
         self.tally.check_invariants();
-        assert!(usize::from(self.round) < self.plan.homes.len(), "one new stamp for each other replica at most");
+        assert!(
+            usize::from(self.round) < self.plan.homes.len(),
+            "one new stamp for each other replica at most"
+        );
         assert!(!self.stored || self.ever_stored);
         assert!(!self.finished || self.replied, "finished without an answer");
     }

@@ -90,7 +90,12 @@ async fn requests_over_a_limit_name_it() {
     kv.clone().put(full).await.expect("at the limits");
 
     // Acknowledgements and answers.
-    for (w, parts) in [(4, ["w", "4", "3"]), (0, ["w", "0", "1"]), (300, ["w", "300", "3"]), (u32::MAX, ["w", "4294967295", "3"])] {
+    for (w, parts) in [
+        (4, ["w", "4", "3"]),
+        (0, ["w", "0", "1"]),
+        (300, ["w", "300", "3"]),
+        (u32::MAX, ["w", "4294967295", "3"]),
+    ] {
         let request = proto::PutRequest { acks: Some(proto::put_request::Acks::W(w)), ..put("k", "v") };
         assert_refused(&put_error(&kv, request).await, invalid, &parts);
         let request = proto::DeleteRequest {
@@ -153,7 +158,10 @@ async fn bad_keyspaces_are_refused() {
         (new("a/b"), vec!["name", "'/'"]),
         (new("a\0b"), vec!["name"]),
         (new(&long), vec!["name", "64", "65"]),
-        (proto::CreateKeyspaceRequest { conflicts: "newest".into(), ..new("k") }, vec!["conflicts", "newest"]),
+        (
+            proto::CreateKeyspaceRequest { conflicts: "newest".into(), ..new("k") },
+            vec!["conflicts", "newest"],
+        ),
         (proto::CreateKeyspaceRequest { n: 4, ..new("k") }, vec!["n", "4", "3"]),
         (proto::CreateKeyspaceRequest { n: 16, ..new("k") }, vec!["n", "16", "15"]),
         (proto::CreateKeyspaceRequest { n: 70_000, ..new("k") }, vec!["n", "70000", "15"]),
@@ -262,7 +270,10 @@ async fn broken_grpc_messages_are_refused() {
         ("two messages".into(), [frame(0, size(&good), &good), frame(0, size(&good), &good)].concat()),
     ];
     for round in 0..60 {
-        let junk = { let length = 1 + noise.below(300); noise.bytes(length) };
+        let junk = {
+            let length = 1 + noise.below(300);
+            noise.bytes(length)
+        };
         bodies.push((format!("random message {round}"), frame(0, size(&junk), &junk)));
         bodies.push((format!("random bytes {round}"), junk));
         let mut damaged = good.clone();
@@ -413,7 +424,9 @@ async fn any_bytes_are_a_key_and_a_value() {
     let mut one = kv(cluster.nodes[0].client);
     let mut two = kv(cluster.nodes[1].client);
     let all: Vec<u8> = (0..=255).collect();
-    for key in [vec![0], vec![0xff], vec![0, 0], vec![0, 0xff], vec![0xff; 1_024], vec![0; 1_024], all.clone()] {
+    for key in
+        [vec![0], vec![0xff], vec![0, 0], vec![0, 0xff], vec![0xff; 1_024], vec![0; 1_024], all.clone()]
+    {
         let value: Bytes = [&key[..], &all].concat().into();
         one.put(put(key.clone(), value.to_vec())).await.expect("put");
         let answer = two.get(get(key.clone())).await.expect("get").into_inner();

@@ -35,8 +35,18 @@ fn check_promises(report: &Report, deadline: Duration) {
 #[track_caller]
 fn check_pauses(report: &Report) {
     let Report { put_gap, get_gap, errors, .. } = report;
-    assert!(put_gap.0 <= PAUSE_MAX, "no put for {:?}, until {:?} after the begin; {errors:?}", put_gap.0, put_gap.1);
-    assert!(get_gap.0 <= PAUSE_MAX, "no get for {:?}, until {:?} after the begin; {errors:?}", get_gap.0, get_gap.1);
+    assert!(
+        put_gap.0 <= PAUSE_MAX,
+        "no put for {:?}, until {:?} after the begin; {errors:?}",
+        put_gap.0,
+        put_gap.1
+    );
+    assert!(
+        get_gap.0 <= PAUSE_MAX,
+        "no get for {:?}, until {:?} after the begin; {errors:?}",
+        get_gap.0,
+        get_gap.1
+    );
 }
 
 fn summary(report: &Report) -> String {

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
-use crate::cluster::{BINARY, READY_WITHIN, alone, cli, eventually, free_ports, http_get, said, wait_for_end};
+use crate::cluster::{
+    BINARY, READY_WITHIN, alone, cli, eventually, free_ports, http_get, said, wait_for_end,
+};
 
 const STOPPED_WITHIN: Duration = Duration::from_secs(20);
 
@@ -184,7 +186,8 @@ fn dev_reports_a_dead_node_and_serve_brings_it_back() {
     });
     let (output, _) = cli(&dev.endpoints()[1..2], &["get", "k", "--r", "2"]);
     assert_eq!(said(&output).trim_end(), "v");
-    let _ = kill_process(Pid::from_raw(i32::try_from(back.id()).expect("a pid")).expect("not 0"), Signal::TERM);
+    let _ =
+        kill_process(Pid::from_raw(i32::try_from(back.id()).expect("a pid")).expect("not 0"), Signal::TERM);
     let ended = wait_for_end(&mut back, STOPPED_WITHIN);
     if ended.is_none() {
         let _ = back.kill();
@@ -211,7 +214,11 @@ fn two_dev_clusters_on_one_directory_are_refused() {
     let (output, _) =
         crate::cluster::run(&["dev", "--dir", &other, "--base-port", &base], Duration::from_secs(20));
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-    assert!(said(&output).contains("ports are not free") && said(&output).contains(&base), "{}", said(&output));
+    assert!(
+        said(&output).contains("listen on all ports") && said(&output).contains(&base),
+        "{}",
+        said(&output)
+    );
     put(&dev, "k", "v");
     dev.signal(Signal::TERM);
     assert_eq!(dev.ended(), Some(0), "{}", dev.errors());

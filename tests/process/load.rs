@@ -204,8 +204,7 @@ async fn write(plan: Plan, kvs: Arc<Vec<Kv>>, ledger: Arc<Ledger>, number: usize
             match bounded(&ledger, plan.deadline, kv.put(request.clone())).await {
                 Ok(_) => {
                     ledger.puts.mark();
-                    let mut acknowledged =
-                        ledger.acknowledged.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut acknowledged = ledger.acknowledged.lock().unwrap_or_else(PoisonError::into_inner);
                     acknowledged.push((key, value));
                     break;
                 }
