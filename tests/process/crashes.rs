@@ -28,21 +28,26 @@ fn plan(cluster: &Cluster, name: &str) -> Plan {
 #[track_caller]
 fn check_promises(report: &Report, deadline: Duration) {
     assert!(report.missed.is_empty(), "reads that missed acknowledged writes: {:#?}", report.missed);
-    assert!(report.slowest <= deadline + MARGIN, "a request took {:?}", report.slowest);
+    assert!(
+        report.slowest <= deadline + MARGIN + report.machine_stall,
+        "a request took {:?}",
+        report.slowest
+    );
     assert!(!report.errors.contains_key("no answer at all"), "{:?}", report.errors);
 }
 
 #[track_caller]
 fn check_pauses(report: &Report) {
-    let Report { put_gap, get_gap, errors, .. } = report;
+    let Report { put_gap, get_gap, errors, machine_stall, .. } = report;
+    let max = PAUSE_MAX + *machine_stall;
     assert!(
-        put_gap.0 <= PAUSE_MAX,
+        put_gap.0 <= max,
         "no put for {:?}, until {:?} after the begin; {errors:?}",
         put_gap.0,
         put_gap.1
     );
     assert!(
-        get_gap.0 <= PAUSE_MAX,
+        get_gap.0 <= max,
         "no get for {:?}, until {:?} after the begin; {errors:?}",
         get_gap.0,
         get_gap.1
@@ -51,14 +56,18 @@ fn check_pauses(report: &Report) {
 
 fn summary(report: &Report) -> String {
     format!(
-        "{} acknowledged, {} unknown, {} refused, {} requests, slowest {:?}, longest pause put {:?} get {:?}, {:?}",
+        "{} acknowledged, {} unknown, {} refused, {} requests, slowest {:?}, longest pause put {:?} until {:?}, get {:?} until \
+         {:?}, the machine's longest stall {:?}, {:?}",
         report.acknowledged.len(),
         report.unknown,
         report.refused,
         report.attempts,
         report.slowest,
         report.put_gap.0,
+        report.put_gap.1,
         report.get_gap.0,
+        report.get_gap.1,
+        report.machine_stall,
         report.errors
     )
 }
@@ -242,13 +251,16 @@ async fn a_stopped_node_makes_no_pause_and_converges() {
     let mut cluster = Cluster::start(3);
     // Through the two that go on: what a client does with a silent node is the client's affair.
     let plan = Plan { endpoints: cluster.clients(&[0, 2]), ..plan(&cluster, "d") };
+    let began = std::time::Instant::now();
     let load = Load::start(plan.clone());
     load.wait_for(300).await;
+    println!("stopped at {:?}", began.elapsed());
     cluster.nodes[1].signal(Signal::STOP);
     tokio::time::sleep(Duration::from_secs(4)).await;
     load.wait_for(200).await;
     let mut one = kv(cluster.nodes[0].client);
     one.put(put("while stopped", "seen")).await.expect("two of three");
+    println!("continued at {:?}", began.elapsed());
     cluster.nodes[1].signal(Signal::CONT);
     load.wait_for(300).await;
     let report = load.stop().await;
@@ -270,11 +282,19 @@ async fn a_stopped_node_makes_no_pause_and_converges() {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let own = two.get(get_r("while stopped", 1)).await.expect("its own copy").into_inner();
-    assert_eq!(client::values(&own), ["seen"]);
     let lost = missing(cluster.nodes[1].client, &report.acknowledged, 2).await;
     assert!(lost.is_empty(), "{lost:#?}");
-    let stale = missing(cluster.nodes[1].client, &report.acknowledged, 1).await;
-    assert!(stale.is_empty(), "read, and not repaired: {stale:#?}");
+    // What was read is repaired: before the answer or, where enough others had it, soon after.
+    let mut written = report.acknowledged;
+    written.push(("while stopped".into(), "seen".into()));
+    let end = std::time::Instant::now() + Duration::from_secs(10);
+    loop {
+        let stale = missing(cluster.nodes[1].client, &written, 1).await;
+        if stale.is_empty() {
+            break;
+        }
+        assert!(std::time::Instant::now() < end, "read, and not repaired: {stale:#?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     cluster.check();
 }

@@ -5,6 +5,7 @@
 //! that while the load runs.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -59,6 +60,43 @@ impl Gaps {
     }
 }
 
+/// How long this machine let a thread wait that does as little as one that commits: a small write, and a sync.
+/// What others do to the machine is no pause of Quoral's, so tests add it to their bounds.
+struct Stalls {
+    stop: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<Duration>>,
+}
+
+impl Stalls {
+    fn watch() -> Stalls {
+        let stop = Arc::new(AtomicBool::new(false));
+        let until = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let mut file = tempfile::tempfile().expect("a file");
+            let mut longest = Duration::ZERO;
+            while !until.load(Ordering::Acquire) {
+                let began = Instant::now();
+                std::thread::sleep(Duration::from_millis(10));
+                file.write_all(&[0; 512]).and_then(|()| file.sync_data()).expect("written");
+                longest = longest.max(began.elapsed().saturating_sub(Duration::from_millis(10)));
+            }
+            longest
+        });
+        Stalls { stop, thread: Some(thread) }
+    }
+
+    fn longest(&mut self) -> Duration {
+        self.stop.store(true, Ordering::Release);
+        self.thread.take().map_or(Duration::ZERO, |thread| thread.join().expect("a watch"))
+    }
+}
+
+impl Drop for Stalls {
+    fn drop(&mut self) {
+        self.longest();
+    }
+}
+
 /// What a load has done.
 struct Ledger {
     acknowledged: Mutex<Vec<(String, Bytes)>>,
@@ -79,6 +117,7 @@ struct Ledger {
 pub struct Load {
     ledger: Arc<Ledger>,
     tasks: JoinSet<()>,
+    stalls: Stalls,
 }
 
 /// What a load did, when it has ended.
@@ -94,6 +133,8 @@ pub struct Report {
     /// The longest time without a put, or get, that succeeded; and when after the begin it ended.
     pub put_gap: (Duration, Duration),
     pub get_gap: (Duration, Duration),
+    /// The longest that the machine itself let a small write and sync wait meanwhile.
+    pub machine_stall: Duration,
     pub errors: BTreeMap<String, u64>,
     pub missed: Vec<String>,
 }
@@ -120,7 +161,7 @@ impl Load {
         for number in 0..plan.readers {
             tasks.spawn(read(plan.clone(), kvs.clone(), ledger.clone(), number));
         }
-        Load { ledger, tasks }
+        Load { ledger, tasks, stalls: Stalls::watch() }
     }
 
     /// Writes acknowledged so far.
@@ -141,6 +182,7 @@ impl Load {
     pub async fn stop(mut self) -> Report {
         // Before the last requests: an idle end is no pause.
         let (put_gap, get_gap) = (self.ledger.puts.longest(), self.ledger.gets.longest());
+        let machine_stall = self.stalls.longest();
         self.ledger.stop.store(true, Ordering::Release);
         while let Some(ended) = self.tasks.join_next().await {
             ended.expect("a task of the load");
@@ -154,6 +196,7 @@ impl Load {
             slowest: Duration::from_micros(ledger.slowest_us.load(Ordering::Acquire)),
             put_gap,
             get_gap,
+            machine_stall,
             errors: std::mem::take(&mut ledger.errors.lock().expect("no panic")),
             missed: std::mem::take(&mut ledger.missed.lock().expect("no panic")),
         }
