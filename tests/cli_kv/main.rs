@@ -122,7 +122,7 @@ async fn large_values_pass_and_over_large_ones_are_refused() {
     let world = World::new().await;
     let dir = tempfile::tempdir().expect("a directory");
     let (file, copy) = (dir.path().join("large"), dir.path().join("copy"));
-    let large: Vec<u8> = (0..6_u32 << 20).map(|i| (i * 7 >> 3) as u8).collect();
+    let large: Vec<u8> = (0..6_u32 << 20).map(|i| ((i * 7) >> 3) as u8).collect();
     std::fs::write(&file, &large).expect("written");
     let (file, copy) = (file.to_str().expect("text"), copy.to_str().expect("text"));
     world.run(&["put", "k", "--file", file]).await.exits(0);
