@@ -165,8 +165,9 @@ fn show_ttl(ttl_ms: u64) -> String {
     if ttl_ms == 0 {
         return "-".to_string();
     }
-    let units = [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s"), (1, "ms")];
-    let (factor, unit) = units.into_iter().find(|(factor, _)| ttl_ms % factor == 0).unwrap_or((1, "ms"));
+    let units = [(86_400_000_u64, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s"), (1, "ms")];
+    let (factor, unit) =
+        units.into_iter().find(|(factor, _)| ttl_ms.is_multiple_of(*factor)).unwrap_or((1, "ms"));
     format!("{}{unit}", ttl_ms / factor)
 }
 

@@ -51,22 +51,24 @@ struct Cli {
     verb: Verb,
 }
 
+const HEADING: &str = "Options of every verb";
+
 /// Options of every verb.
 #[derive(Debug, Clone, Args)]
 pub struct Global {
     /// Nodes to ask, `host:port`, tried in turn.
-    #[arg(long, global = true, env = "QUORAL_ENDPOINTS", default_value = "127.0.0.1:7400")]
-    #[arg(value_delimiter = ',', value_name = "HOST:PORT,…")]
+    #[arg(long, global = true, help_heading = HEADING, env = "QUORAL_ENDPOINTS", default_value = "127.0.0.1:7400")]
+    #[arg(value_delimiter = ',', value_name = "HOST:PORT,…", hide_env_values = true)]
     pub endpoints: Vec<String>,
     /// Keyspace of the keys.
-    #[arg(long, global = true, env = "QUORAL_KEYSPACE", default_value = "default", value_name = "NAME")]
+    #[arg(long, global = true, help_heading = HEADING, env = "QUORAL_KEYSPACE", default_value = "default", value_name = "NAME")]
     pub keyspace: String,
     /// Longest time that a request may take, such as 500ms, 5s or 1m.
-    #[arg(long, global = true, env = "QUORAL_TIMEOUT", default_value = "5s", value_parser = parse_duration)]
+    #[arg(long, global = true, help_heading = HEADING, env = "QUORAL_TIMEOUT", default_value = "5s", value_parser = parse_duration)]
     #[arg(value_name = "TIME")]
     pub timeout: Duration,
     /// How the answer is printed.
-    #[arg(short, long, global = true, value_enum, default_value = "text", value_name = "FORMAT")]
+    #[arg(short, long, global = true, help_heading = HEADING, value_enum, default_value = "text", value_name = "FORMAT")]
     pub output: Output,
 }
 
@@ -173,8 +175,6 @@ impl Verb {
             Verb::Dev(args) => block_on(args.run(global)),
             Verb::Serve(args) => args.run(global),
             Verb::Config(verb) => verb.run(global),
-            Verb::Keyspace(verb) => block_on(verb.run(global)),
-            Verb::Explain(args) => block_on(args.run(global)),
             Verb::Put(args) => block_on(args.run(global)),
             Verb::Get(args) => block_on(args.run(global)),
             Verb::Del(args) => block_on(args.run(global)),
@@ -182,6 +182,8 @@ impl Verb {
             Verb::Load(args) => block_on(args.run(global)),
             Verb::Dump(args) => block_on(args.run(global)),
             Verb::Bench(args) => block_on(args.run(global)),
+            Verb::Keyspace(verb) => block_on(verb.run(global)),
+            Verb::Explain(args) => block_on(args.run(global)),
             Verb::Status(args) => block_on(args.run(global)),
             Verb::Cluster(args) => args.run("cluster"),
             Verb::Repair(args) => args.run("repair"),

@@ -181,7 +181,9 @@ pub fn spawn<R: Read + Send + 'static>(reader: Reader<R>) -> mpsc::Receiver<Chun
 mod tests {
     use super::*;
 
-    fn read(text: &[u8], skip_bad: bool) -> (Vec<Row>, Vec<u64>, Option<(u64, String)>, LoadPoint) {
+    type Seen = (Vec<Row>, Vec<u64>, Option<(u64, String)>, LoadPoint);
+
+    fn read(text: &[u8], skip_bad: bool) -> Seen {
         let (mut rows, mut bad, mut stop, mut point) = (vec![], vec![], None, LoadPoint::default());
         Reader::new(text, skip_bad).run(|read| {
             match read {

@@ -149,11 +149,14 @@ pub struct Digests {
 }
 
 impl Digests {
-    /// A handler of node `own`, and where it puts the news of others. (foca owns its handler and has no way
+    /// A handler of node `own` that knows the `states` of others, and where it puts the news of others. (foca owns its handler and has no way
     /// back to it; the machine drains the channel after each call, so it stays short.)
-    pub fn new(own: NodeId) -> (Digests, mpsc::Receiver<NodeState>) {
+    pub fn new<'a>(
+        own: NodeId,
+        states: impl Iterator<Item = &'a NodeState>,
+    ) -> (Digests, mpsc::Receiver<NodeState>) {
         let (news, receiver) = mpsc::channel();
-        (Digests { own, newest: BTreeMap::new(), news }, receiver)
+        (Digests { own, newest: states.map(|s| (s.node, s.order())).collect(), news }, receiver)
     }
 }
 
@@ -255,7 +258,7 @@ mod tests {
     #[test]
     fn the_newer_state_replaces_the_older() {
         let sender = Identity::new(NodeId(2), SocketAddr::from(([10, 0, 0, 2], 1)), Nonce(1), 1);
-        let (mut digests, news) = Digests::new(NodeId(9));
+        let (mut digests, news) = Digests::new(NodeId(9), std::iter::empty());
         let mut receive =
             |s: &NodeState| digests.receive_item(&s.encode().expect("fits"), Some(&sender)).expect("valid");
         let first = receive(&state(1, 5, 10)).expect("new");

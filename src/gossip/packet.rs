@@ -98,8 +98,8 @@ pub type Drops = BTreeMap<Reason, u64>;
 pub struct Hello {
     /// Who asks.
     pub from: Identity,
-    /// Milliseconds since its process started.
-    pub age_ms: u64,
+    /// Microseconds since its process started.
+    pub age_us: u64,
     /// The address that it asked: tells a node that a seed is itself.
     pub to: SocketAddr,
 }
@@ -109,8 +109,8 @@ pub struct Hello {
 pub struct Welcome {
     /// Who answers.
     pub from: Identity,
-    /// Milliseconds since its process started.
-    pub age_ms: u64,
+    /// Whether the answerer has the asker's node id and has been running for longer: the asker must stop.
+    pub is_elder: bool,
     /// Another process that the answerer knows by the asker's node id, and whether it holds it for live.
     pub holds: Option<(Identity, bool)>,
 }
@@ -268,7 +268,7 @@ mod tests {
 
     fn hello() -> Packet<'static> {
         let from = identity(1);
-        Packet::Hello(Hello { from, age_ms: 5, to: from.address })
+        Packet::Hello(Hello { from, age_us: 5, to: from.address })
     }
 
     /// `bytes` with its checksum made good again.
@@ -281,7 +281,7 @@ mod tests {
 
     #[test]
     fn envelopes_open_to_what_was_sealed() {
-        let welcome = Welcome { from: identity(2), age_ms: 9, holds: Some((identity(1), true)) };
+        let welcome = Welcome { from: identity(2), is_elder: false, holds: Some((identity(1), true)) };
         for packet in [hello(), Packet::Welcome(welcome), Packet::Foca(b"abc")] {
             assert_eq!(open(CLUSTER, &seal(CLUSTER, &packet)), Ok(packet));
         }
@@ -316,7 +316,7 @@ mod tests {
         trailing.insert(good.len() - CHECKSUM, 0);
         assert_eq!(refused(&resealed(trailing)), Reason::Malformed);
         let from = Identity { address: SocketAddr::from(([0, 0, 0, 0], 7401)), ..identity(1) };
-        let nowhere = Packet::Hello(Hello { from, age_ms: 0, to: from.address });
+        let nowhere = Packet::Hello(Hello { from, age_us: 0, to: from.address });
         assert_eq!(refused(&seal(CLUSTER, &nowhere)), Reason::BadIdentity);
     }
 

@@ -3,8 +3,9 @@
 //! Why this way: a peer that still holds the process from before a restart looks just like a peer of a live
 //! twin (a copied data directory). So the process that hears of a rival calls it at its address. Silence
 //! means an earlier life, and its successor takes an identity above it, so a clock that was set back can't
-//! lock a node out. An answer means a twin: the two compare how long they have been running, which needs no
-//! common clock, and the younger one stops.
+//! lock a node out. The call says how long the caller has been running; whoever
+//! takes it compares that with its own age (which needs no common clock) and answers who is the elder. The
+//! younger one stops. One side decides, so two of nearly the same age don't both go on.
 //!
 //! Invariants:
 //! 1. One rival is called at a time, a fixed number of times.
@@ -25,7 +26,7 @@ const TRIES: u8 = 3;
 /// Time between them: a round trip, and a pause of the other process.
 const PATIENCE: Duration = Duration::from_millis(400);
 /// A process this young calls every live rival that a peer knows; later only those that win over it.
-const YOUNG_MS: u64 = 5_000;
+const YOUNG: Duration = Duration::from_secs(5);
 /// Settled rivals that are remembered.
 const SETTLED: usize = 64;
 
@@ -45,8 +46,8 @@ pub struct Rivals {
 
 impl Rivals {
     /// Whether a live rival should be called, by a process of that age.
-    pub fn is_worth_a_call(&self, rival: &Identity, wins: bool, age_ms: u64) -> bool {
-        self.call.is_none() && (wins || (age_ms < YOUNG_MS && !self.settled.contains(&rival.nonce)))
+    pub fn is_worth_a_call(&self, rival: &Identity, wins: bool, age: Duration) -> bool {
+        self.call.is_none() && (wins || (age < YOUNG && !self.settled.contains(&rival.nonce)))
     }
 
     /// Begins to call it.

@@ -81,6 +81,11 @@ impl Timers {
         true
     }
 
+    /// Forgets those of foca's.
+    pub fn drop_foca(&mut self) {
+        self.queue.retain(|_, due| *due == Due::Round);
+    }
+
     /// Forgets all.
     pub fn clear(&mut self) {
         self.queue.clear();

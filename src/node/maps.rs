@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tonic::Status;
 
 use super::committer::Committer;
 use super::env::Env;
 use super::gossip::{GossipHandle, Members};
 use super::links::Links;
 use crate::replica::stored::LoadError;
+use crate::ring::decree::Acceptor;
 use crate::ring::layout::ClusterMap;
 use crate::rpc::proto::{self, peer_client::PeerClient};
 use crate::storage::{Batch, Storage, schema};
@@ -41,20 +41,23 @@ pub fn map_batch(map: &ClusterMap) -> Batch {
 
 /// Holds the map, and brings in newer ones.
 pub struct Maps {
-    me: NodeId,
-    env: Env,
-    committer: Committer,
+    pub(super) me: NodeId,
+    pub(super) env: Env,
+    pub(super) committer: Committer,
     current: watch::Sender<Arc<ClusterMap>>,
     /// One change of the map at a time.
     adopting: tokio::sync::Mutex<()>,
     stale: tokio::sync::Notify,
+    /// The own vote, one at a time.
+    pub(super) acceptor: tokio::sync::Mutex<Option<Acceptor>>,
 }
 
 impl Maps {
     /// Holds `map`, which is stored already.
     pub fn new(me: NodeId, env: Env, committer: Committer, map: watch::Sender<Arc<ClusterMap>>) -> Arc<Maps> {
         let (adopting, stale) = (tokio::sync::Mutex::default(), tokio::sync::Notify::default());
-        Arc::new(Maps { me, env, committer, current: map, adopting, stale })
+        let acceptor = tokio::sync::Mutex::default();
+        Arc::new(Maps { me, env, committer, current: map, adopting, stale, acceptor })
     }
 
     /// The map now.
@@ -140,24 +143,4 @@ fn newest_elsewhere(members: &Members, version: MapVersion) -> Option<NodeId> {
             (theirs > version).then_some((theirs, *node))
         });
     newer.max().map(|(_, node)| node)
-}
-
-impl Maps {
-    /// Temporary.
-    pub async fn answer_decree(
-        &self,
-        _request: proto::DecreeRequest,
-    ) -> Result<proto::DecreeResponse, Status> {
-        Err(Status::unimplemented("decree"))
-    }
-
-    /// Temporary.
-    pub async fn create_keyspace(
-        &self,
-        _links: &Links,
-        _request: crate::rpc::requests::NewKeyspaceRequest,
-    ) -> Result<(crate::types::policy::Keyspace, u64), crate::rpc::requests::CreateKeyspaceError> {
-        let failure = crate::types::error::Failure::early(Cause::Unbuilt("keyspaces".into()));
-        Err(crate::rpc::requests::CreateKeyspaceError::Failed(failure))
-    }
 }

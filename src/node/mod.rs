@@ -8,6 +8,7 @@ pub mod committer;
 pub mod config;
 pub mod coordinator;
 pub mod datadir;
+pub mod decrees;
 pub mod drive;
 pub mod env;
 pub mod gossip;

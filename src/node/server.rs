@@ -24,7 +24,7 @@ use super::config::Config;
 use super::coordinator::{Coordinator, Serving};
 use super::drive::Driver;
 use super::env::Env;
-use super::gossip::{self, GossipHandle};
+use super::gossip::{self, GossipHandle, Standing};
 use super::http::{HttpState, serve_http};
 use super::links::{Contact, Links, Me};
 use super::maps::Maps;
@@ -344,9 +344,16 @@ impl Node {
         &self.service
     }
 
-    /// Whether the storage has failed: the node acknowledges nothing any more.
-    pub fn has_failed(&self) -> bool {
-        self.committer.has_failed()
+    /// Why this node must stop by itself, if it must: its storage has failed, or an older live process has
+    /// its node id.
+    pub fn problem(&self) -> Option<StartError> {
+        if self.committer.has_failed() {
+            return Some(StartError::Failed("a write or sync failed, see the log; restart the node".into()));
+        }
+        match &self.gossip.members().standing {
+            Standing::Duplicate(other) => Some(StartError::Duplicate { address: other.address }),
+            Standing::Active | Standing::Left | Standing::Defunct => None,
+        }
     }
 
     /// Takes no new requests, finishes those under way, and says farewell.

@@ -45,6 +45,8 @@ pub const ADDRESS_BYTES: usize = 260;
 pub const BANNED_MAX: usize = 100_000;
 /// Ballots that one proposer of a cluster map tries before it gives up.
 pub const DECREE_BALLOTS: u32 = 12;
+/// Ballots in a row that may fail for want of answers, before it says that no majority is reachable.
+pub const DECREE_FAILURES: u32 = 3;
 /// How long a proposer waits for the voters' answers to one ballot.
 pub const DECREE_WAIT: Duration = Duration::from_millis(1_000);
 /// First wait of a proposer that met another's ballot; doubles each time, times a jitter of 0.5 to 1.5.
@@ -56,8 +58,6 @@ pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 pub const TIMEOUT_MAX: Duration = Duration::from_secs(60);
 /// A read asks one more replica when an asked one has been silent this long.
 pub const HEDGE_AFTER: Duration = Duration::from_millis(100);
-/// Times that a put stamps again after `Superseded` before it counts what is greater as concurrent.
-pub const RESTAMPS_MAX: u8 = 2;
 
 /// How far ahead of the own clock a stamp of another node may be, unless configured.
 pub const CLOCK_SKEW_DEFAULT: Duration = Duration::from_millis(500);

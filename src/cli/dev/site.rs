@@ -102,7 +102,7 @@ impl Site {
             return Ok(());
         }
         let advice = "stop what listens there, or move a new cluster with --base-port and --dir";
-        Err(CliError::error(format!("ports are not free; {advice}:\n  {}", taken.join("\n  "))))
+        Err(CliError::error(format!("can't listen on all ports; {advice}:\n  {}", taken.join("\n  "))))
     }
 }
 

@@ -1,4 +1,5 @@
 use super::*;
+use crate::types::limits;
 
 const GOOD: &str = r#"
 [node]
