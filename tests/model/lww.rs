@@ -38,14 +38,8 @@ struct Setup {
     newest_only: bool,
 }
 
-const SOUND: Setup = Setup {
-    nodes: 3,
-    w: 2,
-    writes: 3,
-    readings: &[1, 9],
-    rule: Rule::EachReplica,
-    newest_only: true,
-};
+const SOUND: Setup =
+    Setup { nodes: 3, w: 2, writes: 3, readings: &[1, 9], rule: Rule::EachReplica, newest_only: true };
 
 #[derive(Debug, PartialEq, Eq)]
 enum Flaw {

@@ -8,7 +8,7 @@ use std::future::pending;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use quoral::node::config::{
@@ -84,6 +84,21 @@ pub struct Cluster {
     /// Every host that messages go to or come from.
     pub names: Vec<String>,
     up: Vec<bool>,
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// One simulation at a time in a process, see [`take_turn`].
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Waits for the turn, and makes it like any other: a runtime that is dropped, as at a crash, drops its tasks by
+/// their id modulo 4, and ids are counted through the whole process. The order decides which connection
+/// is closed first.
+fn take_turn() -> MutexGuard<'static, ()> {
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime without drivers");
+    let next_id = || runtime.spawn(async {}).id().to_string().parse::<u64>().expect("an id is a number");
+    while next_id() % 64 != 63 {}
+    turn
 }
 
 /// A number from a seed and two more: SplitMix64's finisher, so that neighbours have nothing in common.
@@ -168,7 +183,7 @@ async fn live(host: Arc<Host>, config: Config, seed: u64) -> turmoil::Result {
     }
     node.open().await;
     host.ready.store(true, Ordering::Relaxed);
-    while !node.has_failed() {
+    while node.problem().is_none() {
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
     host.ready.store(false, Ordering::Relaxed);
@@ -179,6 +194,7 @@ async fn live(host: Arc<Host>, config: Config, seed: u64) -> turmoil::Result {
 impl Cluster {
     /// Starts `count` nodes, all at once, with wall clocks ahead by `offsets`.
     pub fn new(seed: u64, offsets: &[u64], weather: Weather) -> Cluster {
+        let turn = take_turn();
         let mut builder = turmoil::Builder::new();
         builder
             .rng_seed(mix(seed, 1, 1))
@@ -211,7 +227,7 @@ impl Cluster {
         }
         let names = hosts.iter().map(|host| host.name.clone()).collect();
         let up = vec![true; hosts.len()];
-        Cluster { sim, hosts, recorder: Recorder::default(), names, up }
+        Cluster { sim, hosts, recorder: Recorder::default(), names, up, _turn: turn }
     }
 
     /// Simulated milliseconds so far.
