@@ -61,7 +61,7 @@ pub enum Event {
     Start,
     /// The own copy of this round is durable.
     Stored,
-    /// The own copy was not stored.
+    /// The own copy was not stored; surely so unless the cause is `InDoubt`.
     StoreFailed(Cause),
     /// A replica answered what was sent in `round`.
     Answered {
@@ -202,7 +202,8 @@ impl Put {
     }
 
     fn store_failed(&mut self, cause: Cause, effects: &mut Vec<Effect>) {
-        let applied = if self.ever_stored { Applied::Maybe } else { Applied::No };
+        let in_doubt = self.ever_stored || matches!(cause, Cause::InDoubt(_));
+        let applied = if in_doubt { Applied::Maybe } else { Applied::No };
         let failure = self.failure(cause, applied);
         self.reply(Err(failure), effects);
         self.finish(effects);
