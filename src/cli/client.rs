@@ -364,3 +364,6 @@ fn unreachable_error(name: &str, error: &tonic::transport::Error) -> CliError {
     }
     CliError::new(Exit::Unavailable, format!("{text}; nothing was sent"))
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,8 +10,12 @@
 pub mod bench;
 pub mod checkpoint;
 pub mod client;
+pub mod config;
+pub mod dev;
 pub mod dump;
 pub mod escape;
+pub mod explain;
+pub mod keyspace;
 pub mod kv;
 pub mod load;
 pub mod output;
@@ -20,6 +24,7 @@ pub mod progress;
 pub mod reader;
 pub mod rows;
 pub mod scan;
+pub mod serve;
 pub mod status;
 
 use std::ffi::OsString;
@@ -46,22 +51,24 @@ struct Cli {
     verb: Verb,
 }
 
+const HEADING: &str = "Options of every verb";
+
 /// Options of every verb.
 #[derive(Debug, Clone, Args)]
 pub struct Global {
     /// Nodes to ask, `host:port`, tried in turn.
-    #[arg(long, global = true, env = "QUORAL_ENDPOINTS", default_value = "127.0.0.1:7400")]
-    #[arg(value_delimiter = ',', value_name = "HOST:PORT,…")]
+    #[arg(long, global = true, help_heading = HEADING, env = "QUORAL_ENDPOINTS", default_value = "127.0.0.1:7400")]
+    #[arg(value_delimiter = ',', value_name = "HOST:PORT,…", hide_env_values = true)]
     pub endpoints: Vec<String>,
     /// Keyspace of the keys.
-    #[arg(long, global = true, env = "QUORAL_KEYSPACE", default_value = "default", value_name = "NAME")]
+    #[arg(long, global = true, help_heading = HEADING, env = "QUORAL_KEYSPACE", default_value = "default", value_name = "NAME")]
     pub keyspace: String,
     /// Longest time that a request may take, such as 500ms, 5s or 1m.
-    #[arg(long, global = true, env = "QUORAL_TIMEOUT", default_value = "5s", value_parser = parse_duration)]
+    #[arg(long, global = true, help_heading = HEADING, env = "QUORAL_TIMEOUT", default_value = "5s", value_parser = parse_duration)]
     #[arg(value_name = "TIME")]
     pub timeout: Duration,
     /// How the answer is printed.
-    #[arg(short, long, global = true, value_enum, default_value = "text", value_name = "FORMAT")]
+    #[arg(short, long, global = true, help_heading = HEADING, value_enum, default_value = "text", value_name = "FORMAT")]
     pub output: Output,
 }
 
@@ -82,6 +89,11 @@ impl Global {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    // Running nodes.
+    Dev(dev::DevArgs),
+    Serve(serve::ServeArgs),
+    #[command(subcommand)]
+    Config(config::ConfigVerb),
     // Reading and writing.
     Put(kv::PutArgs),
     Get(kv::GetArgs),
@@ -91,6 +103,9 @@ enum Verb {
     Dump(dump::DumpArgs),
     Bench(bench::BenchArgs),
     // Looking at a cluster.
+    #[command(subcommand)]
+    Keyspace(keyspace::KeyspaceVerb),
+    Explain(explain::ExplainArgs),
     Status(status::StatusArgs),
     // Named in the contract, not built yet.
     #[command(hide = true)]
@@ -109,7 +124,7 @@ enum Verb {
 
 /// Whatever follows a verb that is not built yet.
 #[derive(Debug, Args)]
-struct Unbuilt {
+pub struct Unbuilt {
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
     rest: Vec<OsString>,
 }
@@ -157,6 +172,9 @@ pub fn main() -> ExitCode {
 impl Verb {
     fn run(self, global: &Global) -> CliResult {
         match self {
+            Verb::Dev(args) => block_on(args.run(global)),
+            Verb::Serve(args) => args.run(global),
+            Verb::Config(verb) => verb.run(global),
             Verb::Put(args) => block_on(args.run(global)),
             Verb::Get(args) => block_on(args.run(global)),
             Verb::Del(args) => block_on(args.run(global)),
@@ -164,6 +182,8 @@ impl Verb {
             Verb::Load(args) => block_on(args.run(global)),
             Verb::Dump(args) => block_on(args.run(global)),
             Verb::Bench(args) => block_on(args.run(global)),
+            Verb::Keyspace(verb) => block_on(verb.run(global)),
+            Verb::Explain(args) => block_on(args.run(global)),
             Verb::Status(args) => block_on(args.run(global)),
             Verb::Cluster(args) => args.run("cluster"),
             Verb::Repair(args) => args.run("repair"),
@@ -212,4 +232,46 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     };
     let millis = number.checked_mul(factor).filter(|ms| *ms <= u64::MAX >> 16);
     Ok(Duration::from_millis(millis.ok_or_else(|| format!("{text:?} is too long"))?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_has_examples() {
+        for verb in Cli::command().get_subcommands().filter(|verb| !verb.is_hide_set()) {
+            let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains(&format!("quoral {}", verb.get_name())), "{}", verb.get_name());
+        }
+    }
+
+    #[test]
+    fn times_are_read() {
+        for (text, ms) in [("500ms", 500), ("5s", 5_000), ("5", 5_000), ("2m", 120_000), ("7d", 604_800_000)]
+        {
+            assert_eq!(parse_duration(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        for text in ["", "s", "-1s", "1.5s", "5 s", "5y", "99999999999999999999s", "9999999999999999d"] {
+            let error = parse_duration(text).expect_err(text);
+            assert!(error.contains(&format!("{text:?}")), "{error}");
+        }
+    }
+
+    #[test]
+    fn json_is_asked_for_in_every_way_that_clap_takes() {
+        let asks = |line: &str| wants_json(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
+        for line in ["q -o json x", "q x -ojson", "q --output=json", "q --output json", "q -o=json"] {
+            assert!(asks(line), "{line}");
+        }
+        for line in ["q json", "q -o text json", "q x"] {
+            assert!(!asks(line), "{line}");
+        }
+    }
 }

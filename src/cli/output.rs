@@ -361,3 +361,114 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    /// A status with a `Failure`, as a server makes it.
+    fn status(code: Code, failure: Option<proto::Applied>) -> Status {
+        let Some(applied) = failure else { return Status::new(code, "why") };
+        let failure =
+            proto::Failure { applied: applied.into(), required: 2, received: 1, ..proto::Failure::default() };
+        let any = |name: &str, value: Vec<u8>| prost_types::Any {
+            type_url: format!("type.googleapis.com/{name}"),
+            value,
+        };
+        let retry = tonic_types::pb::RetryInfo {
+            retry_delay: Some(prost_types::Duration { seconds: 0, nanos: 100_000_000 }),
+        };
+        let rich = tonic_types::Status {
+            code: code as i32,
+            message: "why".into(),
+            details: vec![
+                any("google.rpc.RetryInfo", retry.encode_to_vec()),
+                any("quoral.v1.Failure", failure.encode_to_vec()),
+            ],
+        };
+        Status::with_details(code, "why", Bytes::from(rich.encode_to_vec()))
+    }
+
+    #[test]
+    fn exit_codes_follow_code_and_detail() {
+        use proto::Applied::{Maybe, No};
+        for (code, detail, write, read) in [
+            (Code::InvalidArgument, Some(No), 2, 2),
+            (Code::OutOfRange, None, 2, 2),
+            (Code::NotFound, Some(No), 1, 1),
+            (Code::AlreadyExists, Some(No), 4, 4),
+            (Code::Aborted, Some(No), 4, 4),
+            (Code::Unavailable, Some(No), 5, 5),
+            (Code::Unavailable, Some(Maybe), 6, 5),
+            (Code::ResourceExhausted, Some(No), 5, 5),
+            (Code::ResourceExhausted, Some(Maybe), 6, 5),
+            (Code::DeadlineExceeded, Some(Maybe), 6, 5),
+            (Code::DeadlineExceeded, Some(No), 5, 5),
+            (Code::FailedPrecondition, Some(No), 1, 1),
+            (Code::Internal, Some(No), 1, 1),
+            (Code::Internal, Some(Maybe), 6, 1),
+            (Code::Unimplemented, None, 1, 1),
+            // Nobody said: a write that was sent may have been applied.
+            (Code::Unavailable, None, 6, 5),
+            (Code::DeadlineExceeded, None, 6, 5),
+            (Code::Cancelled, None, 6, 5),
+            (Code::Unknown, None, 6, 5),
+            (Code::Internal, None, 6, 1),
+        ] {
+            for (op, exit) in [(Op::Write, write), (Op::RepeatableWrite, write), (Op::Read, read)] {
+                let error = CliError::from_status(&status(code, detail), op);
+                assert_eq!(error.exit as u8, exit, "{code:?} {detail:?} {op:?}");
+                let maybe = error.exit == Exit::Unknown;
+                assert_eq!(error.applied, if maybe { Applied::Maybe } else { Applied::No });
+            }
+        }
+    }
+
+    #[test]
+    fn a_connection_that_was_not_made_applied_nothing() {
+        let mut refused = Status::unavailable("refused");
+        let cause = tonic::ConnectError(std::io::Error::from(io::ErrorKind::ConnectionRefused).into());
+        refused.set_source(std::sync::Arc::new(cause));
+        assert_eq!(CliError::from_status(&refused, Op::Write).exit, Exit::Unavailable);
+    }
+
+    #[test]
+    fn an_error_in_json_is_that_of_the_contract() {
+        let error =
+            CliError::from_status(&status(Code::DeadlineExceeded, Some(proto::Applied::Maybe)), Op::Write);
+        assert_eq!(
+            error.to_json(),
+            json!({
+                "error": "why; the write may have been applied, or may be later",
+                "code": "DEADLINE_EXCEEDED", "applied": "MAYBE", "required": 2, "received": 1,
+            })
+        );
+        let busy =
+            CliError::from_status(&status(Code::ResourceExhausted, Some(proto::Applied::No)), Op::Write);
+        assert_eq!(busy.retry_after, Some(Duration::from_millis(100)));
+    }
+
+    #[test]
+    fn junk_details_are_no_details() {
+        let junk = Status::with_details(Code::Unavailable, "why", Bytes::from_static(&[0xff; 9]));
+        assert_eq!(CliError::from_status(&junk, Op::Write).exit, Exit::Unknown);
+    }
+
+    #[test]
+    fn bytes_are_text_or_base64() {
+        let mut object = Map::new();
+        insert_bytes(&mut object, "value", "é".as_bytes());
+        insert_bytes(&mut object, "key", &[0xff, 0]);
+        assert_eq!(Value::Object(object), json!({ "value": "é", "key_b64": "/wA=" }));
+        assert_eq!(parse_base64("context", &context_text(&[1, 2])), Ok(vec![1, 2]));
+        let error = parse_base64("context", "?").expect_err("not base64").to_string();
+        assert!(error.starts_with("context: is not base64"), "{error}");
+    }
+
+    #[test]
+    fn tables_line_up() {
+        let rows = vec![vec!["é".to_string(), "1".to_string()], vec!["long".to_string(), String::new()]];
+        assert_eq!(table(&["A", "B"], &rows), "A     B\né     1\nlong\n");
+    }
+}

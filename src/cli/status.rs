@@ -107,3 +107,55 @@ pub fn show_size(bytes: u64) -> String {
     }
     format!("{size:.1} {}", UNITS[unit])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_json_has_what_the_contract_names() {
+        let status = proto::StatusResponse {
+            cluster_id: "c".into(),
+            layout_version: 1,
+            map_version: 2,
+            partitions: 256,
+            answered_by: "00000000000000a1".into(),
+            nodes: vec![proto::NodeStatus {
+                node_id: "00000000000000a1".into(),
+                name: "n1".into(),
+                address: "127.0.0.1:7401".into(),
+                zone: "default".into(),
+                state: "alive".into(),
+                ownership: 0.25,
+                hints: 3,
+                disk_bytes: 1_536,
+                ..proto::NodeStatus::default()
+            }],
+        };
+        let json = to_json(&status);
+        assert_eq!((&json["cluster_id"], &json["layout_version"]), (&json!("c"), &json!(1)));
+        let node = &json["nodes"][0];
+        for (key, value) in [
+            ("node_id", json!("00000000000000a1")),
+            ("name", json!("n1")),
+            ("address", json!("127.0.0.1:7401")),
+            ("zone", json!("default")),
+            ("state", json!("alive")),
+            ("ownership", json!(0.25)),
+            ("hints", json!(3)),
+            ("disk_bytes", json!(1_536)),
+        ] {
+            assert_eq!(node[key], value, "{key}");
+        }
+        let text = to_text(&status);
+        assert!(text.contains("25.0%") && text.contains("1.5 KiB"), "{text}");
+    }
+
+    #[test]
+    fn sizes_are_for_people() {
+        assert_eq!(show_size(0), "0 B");
+        assert_eq!(show_size(1_023), "1023 B");
+        assert_eq!(show_size(3 << 20), "3.0 MiB");
+        assert_eq!(show_size(u64::MAX), "16384.0 PiB");
+    }
+}

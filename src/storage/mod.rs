@@ -4,6 +4,7 @@
 //! simulator and on `sled` in production. What a batch wrote is visible at once, and durable after the
 //! next [`Storage::sync`]; a crash may lose any suffix of what was written since, never a part of a batch.
 
+mod large;
 pub mod memory;
 pub mod schema;
 pub mod sled;
@@ -17,6 +18,15 @@ pub enum Write {
     Put(Vec<u8>, Vec<u8>),
     /// Removes a key.
     Delete(Vec<u8>),
+}
+
+impl Write {
+    /// The key that is set or removed.
+    pub fn key(&self) -> &[u8] {
+        match self {
+            Write::Put(key, _) | Write::Delete(key) => key,
+        }
+    }
 }
 
 /// Writes that become visible together, and survive a crash together or not at all.
@@ -89,4 +99,15 @@ pub trait Storage: Send + Sync {
 
     /// Bytes on disk (or in memory).
     fn disk_bytes(&self) -> u64;
+}
+
+/// Whether no key can lie between the bounds. `BTreeMap` and `sled` panic at some such ranges.
+fn is_empty_range(from: Bound<&[u8]>, to: Bound<&[u8]>) -> bool {
+    match (from, to) {
+        (Bound::Included(from), Bound::Included(to)) => from > to,
+        (Bound::Included(from) | Bound::Excluded(from), Bound::Included(to) | Bound::Excluded(to)) => {
+            from >= to
+        }
+        _ => false,
+    }
 }

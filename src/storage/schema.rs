@@ -7,7 +7,348 @@
 //!
 //! A partition is one range to scan, hand over and drop; within a partition key, sort keys stay in byte
 //! order. Numbers are big endian. In a partition key the byte 0 is written `00 ff`, and `00 01` ends it, so
-//! no key is a prefix of another's and the order of partition keys is that of their bytes.
+//! no partition key is a prefix of another's and the order of partition keys is that of their bytes. The
+//! sort key stands last and needs no end.
 //!
-//! A value is `Q`, a format version, 8 bytes of blake3 over version, key and body, then the body. The
-//! storage key is part of the checksum, so a value that lands under another key is found out too.
+//! A value is `Q`, a format version, 8 bytes of blake3, then the body. The hash covers the version, the
+//! length of the storage key, the storage key and the body, so a value that lands under another key is found
+//! out too. The engine has checksums of its own, but they guard its pages, not the way up to here.
+//!
+//! Invariants:
+//! 1. Encoded record keys order as (partition, keyspace, partition key, sort key) do, and no two are equal.
+//! 2. [`split_record_key`] takes back exactly what [`record_key`] makes, and refuses all else.
+//! 3. [`open`] gives back the body that [`seal`] took under the same key, or an error: never other bytes
+//!    (but for a chance of 1 in 2^64).
+//!
+//! It does not know what a body means: records are `version::codec`'s.
+
+use std::fmt;
+
+use crate::types::ids::{KeyspaceId, PartitionId};
+use crate::types::key::Key;
+
+/// First byte of the key of a record.
+pub const RECORD_TAG: u8 = b'd';
+/// First byte of the key of the node's own state.
+pub const META_TAG: u8 = b'm';
+
+/// Name of the clock's durable bound: no stamp at or above it was issued (F13).
+pub const META_CLOCK_BOUND: &str = "clock_bound";
+/// Name of the lease of births: none at or above it was used.
+pub const META_BIRTH_LEASE: &str = "birth_lease";
+/// Name of the cluster map in force.
+pub const META_MAP: &str = "map";
+/// Prefix of the names of the acceptor's state, one for each decree.
+pub const META_DECREE: &str = "decree/";
+/// Prefix of the names under which the disk ids known of each node stand.
+pub const META_PEERS: &str = "peers/";
+/// Name of what says that the cluster has admitted this data directory.
+pub const META_ADMITTED: &str = "admitted";
+/// Name of the mark of a clean stop.
+pub const META_CLEAN: &str = "clean";
+
+const ESCAPE: u8 = 0;
+const ESCAPED_ZERO: u8 = 0xff;
+const END: u8 = 1;
+/// Tag, partition, keyspace.
+const RANGE_BYTES: usize = 1 + 2 + 4;
+
+/// Storage key of a record.
+pub fn record_key(partition: PartitionId, keyspace: KeyspaceId, key: &Key) -> Vec<u8> {
+    let mut out = Vec::with_capacity(RANGE_BYTES + key.bytes() + 2);
+    push_range(&mut out, partition, keyspace);
+    push_partition_key(&mut out, key.partition_key());
+    out.extend_from_slice(key.sort_key());
+    out
+}
+
+/// What follows the range prefix in the storage key of a record: escaped partition key, its end, sort key.
+pub fn record_suffix(key: &Key) -> Vec<u8> {
+    let mut out = Vec::with_capacity(key.bytes() + 2);
+    push_partition_key(&mut out, key.partition_key());
+    out.extend_from_slice(key.sort_key());
+    out
+}
+
+/// The prefix that the suffixes of all sort keys of `partition_key` share, and no other key has.
+pub fn partition_key_prefix(partition_key: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(partition_key.len() + 2);
+    push_partition_key(&mut out, partition_key);
+    out
+}
+
+/// The prefix that the storage keys of all records of a keyspace in a partition share, and no other key has.
+pub fn range_prefix(partition: PartitionId, keyspace: KeyspaceId) -> Vec<u8> {
+    let mut out = Vec::with_capacity(RANGE_BYTES);
+    push_range(&mut out, partition, keyspace);
+    out
+}
+
+/// Takes apart the storage key of a record; `None` if it is not one.
+pub fn split_record_key(storage_key: &[u8]) -> Option<(PartitionId, KeyspaceId, Key)> {
+    let [RECORD_TAG, p0, p1, k0, k1, k2, k3, suffix @ ..] = storage_key else { return None };
+    let partition = PartitionId(u16::from_be_bytes([*p0, *p1]));
+    let keyspace = KeyspaceId(u32::from_be_bytes([*k0, *k1, *k2, *k3]));
+    Some((partition, keyspace, split_suffix(suffix)?))
+}
+
+/// Takes apart what [`record_suffix`] made; `None` if it is not that.
+pub fn split_suffix(suffix: &[u8]) -> Option<Key> {
+    let mut partition_key = Vec::new();
+    let mut rest = suffix;
+    loop {
+        match rest {
+            [ESCAPE, END, sort_key @ ..] => return Key::new(partition_key, sort_key.to_vec()).ok(),
+            [ESCAPE, ESCAPED_ZERO, tail @ ..] => {
+                partition_key.push(0);
+                rest = tail;
+            }
+            [ESCAPE, ..] | [] => return None,
+            [byte, tail @ ..] => {
+                partition_key.push(*byte);
+                rest = tail;
+            }
+        }
+    }
+}
+
+/// The least key above every key that starts with `prefix`; `None` if there is none.
+pub fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
+    let last = prefix.iter().rposition(|byte| *byte != 0xff)?;
+    let mut end = prefix[..=last].to_vec();
+    end[last] += 1;
+    Some(end)
+}
+
+/// Storage key of a piece of the node's own state.
+pub fn meta_key(name: &str) -> Vec<u8> {
+    let mut out = Vec::with_capacity(1 + name.len());
+    out.push(META_TAG);
+    out.extend_from_slice(name.as_bytes());
+    out
+}
+
+fn push_range(out: &mut Vec<u8>, partition: PartitionId, keyspace: KeyspaceId) {
+    out.push(RECORD_TAG);
+    out.extend_from_slice(&partition.0.to_be_bytes());
+    out.extend_from_slice(&keyspace.0.to_be_bytes());
+}
+
+fn push_partition_key(out: &mut Vec<u8>, partition_key: &[u8]) {
+    for byte in partition_key {
+        out.push(*byte);
+        if *byte == ESCAPE {
+            out.push(ESCAPED_ZERO);
+        }
+    }
+    out.extend_from_slice(&[ESCAPE, END]);
+}
+
+/// First byte of a stored value.
+pub const VALUE_MARKER: u8 = b'Q';
+/// Version written, and the newest that is read.
+pub const VALUE_VERSION: u8 = 1;
+const CHECKSUM_BYTES: usize = 8;
+/// Bytes that [`seal`] puts before the body.
+pub const SEAL_BYTES: usize = 2 + CHECKSUM_BYTES;
+
+/// A stored value that is not what was written under its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Damaged {
+    /// The first byte is another, or there is none.
+    Marker,
+    /// The version is another: damaged, or written by a newer release.
+    Version(u8),
+    /// The checksum does not match key and body, or the value is cut short.
+    Checksum,
+}
+
+impl std::error::Error for Damaged {}
+
+impl fmt::Display for Damaged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Damaged::Marker => write!(f, "not a stored value: wrong marker"),
+            Damaged::Version(got) => {
+                write!(f, "a stored value of format {got}, this release reads up to {VALUE_VERSION}")
+            }
+            Damaged::Checksum => write!(f, "a stored value whose checksum does not match"),
+        }
+    }
+}
+
+/// The value to store under `key` for `body`.
+pub fn seal(key: &[u8], body: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(SEAL_BYTES + body.len());
+    out.extend_from_slice(&[VALUE_MARKER, VALUE_VERSION]);
+    out.extend_from_slice(&checksum(VALUE_VERSION, key, body));
+    out.extend_from_slice(body);
+    out
+}
+
+/// The body of `value`, which was found under `key`.
+pub fn open<'a>(key: &[u8], value: &'a [u8]) -> Result<&'a [u8], Damaged> {
+    let [VALUE_MARKER, rest @ ..] = value else { return Err(Damaged::Marker) };
+    let Some((version, rest)) = rest.split_first() else { return Err(Damaged::Checksum) };
+    if *version != VALUE_VERSION {
+        return Err(Damaged::Version(*version));
+    }
+    match rest.split_first_chunk::<CHECKSUM_BYTES>() {
+        Some((found, body)) if *found == checksum(*version, key, body) => Ok(body),
+        _ => Err(Damaged::Checksum),
+    }
+}
+
+fn checksum(version: u8, key: &[u8], body: &[u8]) -> [u8; CHECKSUM_BYTES] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&[version]).update(&(key.len() as u64).to_be_bytes()).update(key).update(body);
+    let mut first = [0; CHECKSUM_BYTES];
+    first.copy_from_slice(&hasher.finalize().as_bytes()[..CHECKSUM_BYTES]);
+    first
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cmp::Ordering;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Bytes rich in those that escaping is about, so that a bug in it is met.
+    fn tricky(len: std::ops::RangeInclusive<usize>) -> impl Strategy<Value = Vec<u8>> {
+        let byte = prop_oneof![Just(0u8), Just(1), Just(2), Just(0xfe), Just(0xff), any::<u8>()];
+        proptest::collection::vec(byte, len)
+    }
+
+    fn any_key() -> impl Strategy<Value = Key> {
+        (tricky(1..=6), tricky(0..=5)).prop_map(|(p, s)| Key::new(p, s).expect("within the limits"))
+    }
+
+    type Place = (PartitionId, KeyspaceId, Key);
+
+    fn any_place() -> impl Strategy<Value = Place> {
+        let partition = prop_oneof![0..3u16, any::<u16>()].prop_map(PartitionId);
+        let keyspace = prop_oneof![0..3u32, any::<u32>()].prop_map(KeyspaceId);
+        (partition, keyspace, any_key())
+    }
+
+    fn encode((partition, keyspace, key): &Place) -> Vec<u8> {
+        record_key(*partition, *keyspace, key)
+    }
+
+    fn order(a: &Place, b: &Place) -> Ordering {
+        let parts = |p: &Place| (p.0, p.1, p.2.partition_key().to_vec(), p.2.sort_key().to_vec());
+        parts(a).cmp(&parts(b))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        #[test]
+        fn keys_keep_their_order_and_never_collide(a in any_place(), b in any_place()) {
+            prop_assert_eq!(encode(&a).cmp(&encode(&b)), order(&a, &b));
+            // The same within one range, where both parts are likely to share a prefix.
+            let b = (a.0, a.1, b.2);
+            prop_assert_eq!(encode(&a).cmp(&encode(&b)), order(&a, &b));
+        }
+
+        #[test]
+        fn keys_round_trip(place in any_place()) {
+            let encoded = encode(&place);
+            prop_assert_eq!(split_record_key(&encoded), Some(place.clone()));
+            let suffix = record_suffix(&place.2);
+            prop_assert_eq!(split_suffix(&suffix), Some(place.2.clone()));
+            prop_assert_eq!([range_prefix(place.0, place.1), suffix].concat(), encoded);
+        }
+
+        /// Whatever splits is the one encoding of what it splits into.
+        #[test]
+        fn only_encodings_split(bytes in tricky(0..=12)) {
+            if let Some(key) = split_suffix(&bytes) {
+                prop_assert_eq!(record_suffix(&key), bytes.clone());
+            }
+            let mut storage_key = vec![RECORD_TAG];
+            storage_key.extend(bytes);
+            if let Some(place) = split_record_key(&storage_key) {
+                prop_assert_eq!(encode(&place), storage_key);
+            }
+        }
+
+        #[test]
+        fn prefixes_hold_their_own_and_no_other(a in any_place(), b in any_place()) {
+            let in_range = encode(&b).starts_with(&range_prefix(a.0, a.1));
+            prop_assert_eq!(in_range, a.0 == b.0 && a.1 == b.1);
+            let under_key = record_suffix(&b.2).starts_with(&partition_key_prefix(a.2.partition_key()));
+            prop_assert_eq!(under_key, a.2.partition_key() == b.2.partition_key());
+        }
+
+        #[test]
+        fn prefix_end_is_the_least_key_above(prefix in tricky(0..=4), other in tricky(0..=6)) {
+            match prefix_end(&prefix) {
+                Some(end) => prop_assert_eq!(
+                    other.starts_with(&prefix),
+                    prefix <= other && other < end,
+                    "end {:?}", end
+                ),
+                None => prop_assert_eq!(other.starts_with(&prefix), prefix <= other),
+            }
+        }
+
+        #[test]
+        fn values_round_trip(key in tricky(0..=8), body in tricky(0..=40)) {
+            let value = seal(&key, &body);
+            prop_assert_eq!(value.len(), SEAL_BYTES + body.len());
+            prop_assert_eq!(open(&key, &value), Ok(&body[..]));
+        }
+
+        #[test]
+        fn another_key_is_found(key in tricky(0..=8), other in tricky(0..=8), body in tricky(0..=40)) {
+            prop_assume!(key != other);
+            let value = seal(&key, &body);
+            prop_assert_eq!(open(&other, &value), Err(Damaged::Checksum));
+        }
+
+        #[test]
+        fn every_flipped_bit_and_every_cut_is_found(key in tricky(0..=8), body in tricky(0..=40)) {
+            let value = seal(&key, &body);
+            for bit in 0..value.len() * 8 {
+                let mut bad = value.clone();
+                bad[bit / 8] ^= 1 << (bit % 8);
+                let expected = match bit / 8 {
+                    0 => Damaged::Marker,
+                    1 => Damaged::Version(bad[1]),
+                    _ => Damaged::Checksum,
+                };
+                prop_assert_eq!(open(&key, &bad), Err(expected), "bit {}", bit);
+            }
+            for cut in 0..value.len() {
+                prop_assert!(open(&key, &value[..cut]).is_err(), "cut to {}", cut);
+            }
+        }
+    }
+
+    /// What is on disk must not change by accident: these bytes are read by every later release.
+    #[test]
+    fn format_is_fixed() {
+        let key = Key::new(&b"a\0b"[..], &b"s\0"[..]).expect("within the limits");
+        let encoded = record_key(PartitionId(0x0102), KeyspaceId(0x0304_0506), &key);
+        assert_eq!(encoded, b"d\x01\x02\x03\x04\x05\x06a\x00\xffb\x00\x01s\x00");
+        assert_eq!(meta_key(META_CLOCK_BOUND), b"mclock_bound");
+
+        let by_hand = blake3::hash(b"\x01\0\0\0\0\0\0\0\x01kbody");
+        let expected = [b"Q\x01", &by_hand.as_bytes()[..8], b"body"].concat();
+        assert_eq!(seal(b"k", b"body"), expected);
+    }
+
+    #[test]
+    fn meta_names_are_apart() {
+        let names = [META_CLOCK_BOUND, META_BIRTH_LEASE, META_MAP, META_ADMITTED, META_CLEAN];
+        let prefixes = [META_DECREE, META_PEERS];
+        for (i, name) in names.iter().enumerate() {
+            assert!(!names[..i].contains(name), "{name} twice");
+            assert!(!prefixes.iter().any(|prefix| name.starts_with(prefix)), "{name}");
+        }
+        assert!(!META_DECREE.starts_with(META_PEERS) && !META_PEERS.starts_with(META_DECREE));
+    }
+}

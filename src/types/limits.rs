@@ -37,6 +37,20 @@ pub const PARTITIONS_MAX: u32 = 65_536;
 pub const PARTITIONS_DEFAULT: u32 = 256;
 /// Most replicas of a key.
 pub const N_MAX: u8 = 15;
+/// Greatest weight of a node: a thousandfold span between the smallest and the largest machine.
+pub const WEIGHT_MAX: u32 = 1_000;
+/// Longest `host:port` of a node, in bytes: the longest DNS name, a colon and a port.
+pub const ADDRESS_BYTES: usize = 260;
+/// Banned node ids that a cluster map keeps: many times the nodes there can be, and still only 1 MiB.
+pub const BANNED_MAX: usize = 100_000;
+/// Ballots that one proposer of a cluster map tries before it gives up.
+pub const DECREE_BALLOTS: u32 = 12;
+/// Ballots in a row that may fail for want of answers, before it says that no majority is reachable.
+pub const DECREE_FAILURES: u32 = 3;
+/// How long a proposer waits for the voters' answers to one ballot.
+pub const DECREE_WAIT: Duration = Duration::from_millis(1_000);
+/// First wait of a proposer that met another's ballot; doubles each time, times a jitter of 0.5 to 1.5.
+pub const DECREE_BACKOFF: Duration = Duration::from_millis(10);
 
 /// Deadline of a request that names none.
 pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
@@ -77,6 +91,23 @@ pub const SCAN_PAGE_ITEMS: usize = 1_000;
 /// Bytes of records after which a page of a scan is closed.
 pub const SCAN_PAGE_BYTES: usize = 1 << 20;
 
+/// The most that a node's requests in flight can be configured to: so many of 1 KiB are 64 MiB.
+pub const REQUESTS_IN_FLIGHT_MAX: usize = 65_536;
+/// Most clock skew that can be configured: beyond a minute a stamp says nothing of time.
+pub const CLOCK_SKEW_MAX: Duration = Duration::from_secs(60);
+/// Storage cache of a node that does not say, in bytes: a node stays under 300 MiB with it.
+pub const CACHE_BYTES_DEFAULT: u64 = 64 << 20;
+/// Smallest storage cache: room for a few pages of the largest records' indexes.
+pub const CACHE_BYTES_MIN: u64 = 1 << 20;
+/// Largest storage cache: more memory than any machine has; catches a slip of the finger.
+pub const CACHE_BYTES_MAX: u64 = 1 << 44;
+/// Most threads of the async runtime: measured, one is as fast as many, and it leaves CPU to the disk.
+pub const RUNTIME_THREADS_MAX: usize = 64;
+
+/// Open connections to the HTTP port, past which more wait: some watchers, not clients.
+pub const HTTP_CONNECTIONS: usize = 64;
+/// How long one of them may last, so that those who wait get their turn.
+pub const HTTP_CONNECTION_LIFE: Duration = Duration::from_secs(60);
 /// Longest line that `load` takes, in bytes: the largest value in base64 twice over, with its keys; text
 /// that needs more escapes than that is better given as base64.
 pub const ROW_LINE_BYTES: usize = 48 << 20;
@@ -87,6 +118,12 @@ pub const CLI_CONCURRENCY_MAX: usize = REQUESTS_IN_FLIGHT;
 
 /// Largest gossip datagram: fits one Ethernet frame.
 pub const GOSSIP_PACKET_BYTES: usize = 1_400;
+/// Largest state of a node that rides on gossip: two fit into a datagram beside the membership news.
+pub const GOSSIP_STATE_BYTES: usize = 512;
+/// Longest client address in it: a host name of 253 bytes, a colon and a port, rounded up.
+pub const GOSSIP_ADDRESS_BYTES: usize = 260;
+/// Nodes that gossip remembers, dead ones too, past which unknown ones are refused: twice what a map holds.
+pub const GOSSIP_MEMBERS_MAX: usize = 2 * NODES_MAX;
 
 const _: () = assert!(VALUE_BYTES_DEFAULT <= VALUE_BYTES_MAX);
 const _: () = assert!(VALUE_BYTES_MAX * 2 < RECORD_BYTES_MAX);
@@ -99,3 +136,8 @@ const _: () = assert!(PARTITIONS_MAX - 1 <= u16::MAX as u32);
 const _: () = assert!(CLOCK_LEASE.as_millis() * 2 < CLOCK_SKEW_DEFAULT.as_millis());
 const _: () = assert!(HEDGE_AFTER.as_millis() * 10 < TIMEOUT_DEFAULT.as_millis());
 const _: () = assert!(ENVELOPE_BYTES < MESSAGE_BYTES_MAX && SCAN_PAGE_BYTES < MESSAGE_BYTES_MAX);
+const _: () = assert!(NODES_MAX < u16::MAX as usize);
+const _: () = assert!(GOSSIP_ADDRESS_BYTES + NAME_BYTES + 128 <= GOSSIP_STATE_BYTES);
+const _: () = assert!(2 * GOSSIP_STATE_BYTES + 256 <= GOSSIP_PACKET_BYTES);
+const _: () = assert!(REQUESTS_IN_FLIGHT <= REQUESTS_IN_FLIGHT_MAX);
+const _: () = assert!(CACHE_BYTES_MIN <= CACHE_BYTES_DEFAULT && CACHE_BYTES_DEFAULT <= CACHE_BYTES_MAX);

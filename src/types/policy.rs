@@ -39,6 +39,37 @@ impl FromStr for Conflicts {
     }
 }
 
+/// When a node's acknowledged writes are on stable storage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// Before the acknowledgement; writes that wait together share one sync.
+    #[default]
+    Always,
+    /// Within 200 ms: a machine that loses power may lose writes that it acknowledged.
+    Interval,
+}
+
+impl fmt::Display for Durability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Durability::Always => "always",
+            Durability::Interval => "interval",
+        })
+    }
+}
+
+impl FromStr for Durability {
+    type Err = Invalid;
+    fn from_str(text: &str) -> Result<Durability, Invalid> {
+        match text {
+            "always" => Ok(Durability::Always),
+            "interval" => Ok(Durability::Interval),
+            other => Err(Invalid::new("durability", format!("must be always or interval, not {other:?}"))),
+        }
+    }
+}
+
 /// How many replicas must answer: a number or a name for one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Level {

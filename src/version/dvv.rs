@@ -85,7 +85,10 @@ impl Context {
     /// Whether both invariants hold; false for some contexts that a hostile client can encode.
     pub fn is_canonical(&self) -> bool {
         self.vector.values().all(|top| *top > 0)
-            && self.dots.iter().all(|d| d.counter > self.vector.get(&d.actor).copied().unwrap_or(0) + 1)
+            && self.dots.iter().all(|d| {
+                // Saturating: a hostile vector may hold the greatest number there is.
+                d.counter > self.vector.get(&d.actor).copied().unwrap_or(0).saturating_add(1)
+            })
     }
 
     /// Single dots at or below the vector go; those directly above it extend it. In order of counter, so
@@ -94,10 +97,11 @@ impl Context {
         let (vector, dots) = (&mut self.vector, &mut self.dots);
         dots.retain(|dot| {
             let top = vector.get(&dot.actor).copied().unwrap_or(0);
-            if dot.counter == top + 1 {
+            let next = top.saturating_add(1);
+            if dot.counter == next {
                 vector.insert(dot.actor, dot.counter);
             }
-            dot.counter > top + 1
+            dot.counter > next
         });
     }
 }
@@ -121,6 +125,32 @@ mod tests {
         assert!(c.covers(&dot(1, 1)));
         assert!(c.dots.is_empty(), "what is contiguous moves into the vector");
         assert_eq!(c.top(&dot(1, 1).actor), 2);
+    }
+
+    /// The greatest counters, as a hostile client may send them, overflow nothing.
+    #[test]
+    fn the_greatest_counter_overflows_nothing() {
+        let mut c = Context { vector: [(dot(1, 1).actor, u64::MAX)].into(), dots: BTreeSet::new() };
+        assert!(c.is_canonical());
+        c.insert(dot(1, 7));
+        assert!(c.dots.is_empty(), "it covers every dot of the actor already");
+        let broken = Context { dots: [dot(1, u64::MAX)].into(), ..c.clone() };
+        assert!(!broken.is_canonical(), "a dot that the vector covers");
+        c.join(&broken);
+        assert!(c.is_canonical());
+        assert_eq!(c.top(&dot(1, 1).actor), u64::MAX);
+        let mut sparse = Context::new();
+        sparse.insert(dot(2, u64::MAX));
+        assert!(sparse.is_canonical() && !sparse.covers(&dot(2, u64::MAX - 1)));
+    }
+
+    /// A counter of 0 breaks invariant 2, in the vector and beyond it.
+    #[test]
+    fn a_counter_of_0_is_not_canonical() {
+        assert!(!Context { vector: [(dot(1, 1).actor, 0)].into(), dots: BTreeSet::new() }.is_canonical());
+        assert!(!Context { vector: BTreeMap::new(), dots: [dot(1, 0)].into() }.is_canonical());
+        assert!(!Context { vector: BTreeMap::new(), dots: [dot(1, 1)].into() }.is_canonical());
+        assert!(Context { vector: BTreeMap::new(), dots: [dot(1, 2)].into() }.is_canonical());
     }
 
     fn any_dots() -> impl Strategy<Value = Vec<Dot>> {

@@ -7,7 +7,7 @@
 //! a version vector plus single dots beyond it, so the context that a put returns covers what that put
 //! wrote and replaced and nothing else, even when the same node minted a concurrent sibling in between.
 //!
-//! Laws, proved by property tests and by an exhaustive model in `tests/model.rs`: merge is commutative,
+//! Laws, proved by property tests and by an exhaustive model in `tests/model`: merge is commutative,
 //! associative and idempotent, and never forgets a version that no other version's past covers.
 //!
 //! Caveats:

@@ -1,0 +1,345 @@
+//! The commit thread: the one writer of a node's storage.
+//!
+//! Jobs that wait together are carried out one after the other, synced once, and acknowledged together. It
+//! is the partition's one writer of `mechanisms`: each job reads, merges and writes before the next begins.
+//!
+//! Invariants:
+//! 1. With `durability = "always"` nothing is acknowledged, and no reader is told of it, before it is synced:
+//!    a reader that finds a key which is written but not yet synced waits for that sync (G2, G3 over a power
+//!    cut).
+//! 2. After a failed sync nothing is acknowledged any more: what the disk holds is in doubt.
+//! 3. The queue is bounded; past it a job is refused at once.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, watch};
+
+use super::env::{Clock, CommitMode};
+use crate::replica::apply::{self, Applied, Outcome};
+use crate::replica::mint::{self, Mint, MintError, Minted, Minter};
+use crate::replica::stored::LoadError;
+use crate::storage::{Batch, Storage, StorageError};
+use crate::telemetry::metrics::Metrics;
+use crate::types::error::{Cause, Invalid};
+use crate::types::limits::{COMMIT_GROUP, COMMIT_QUEUE, RETRY_DELAY, SIBLINGS_WARN};
+use crate::types::policy::Durability;
+use crate::version::record::Record;
+
+type Done<T> = Box<dyn FnOnce(Result<T, Cause>) + Send>;
+
+/// What the commit thread is asked to do.
+pub enum Job {
+    /// Make a new version.
+    Mint(Mint, Done<Minted>),
+    /// Merge a record that came from elsewhere.
+    Apply(Incoming, Done<Outcome>),
+    /// Write a piece of the node's own state.
+    Write(Batch, Done<()>),
+}
+
+/// A record that came from elsewhere.
+pub struct Incoming {
+    /// Its storage key.
+    pub storage_key: Vec<u8>,
+    /// Decoded.
+    pub record: Arc<Record>,
+    /// Encoded.
+    pub bytes: Bytes,
+    /// Whether its coordinator has just stamped it.
+    pub fresh: bool,
+}
+
+#[derive(Default)]
+struct Unsynced {
+    group: u64,
+    keys: BTreeSet<u64>,
+}
+
+struct Shared {
+    storage: Arc<dyn Storage>,
+    minter: Mutex<Minter>,
+    unsynced: Mutex<Unsynced>,
+    synced: watch::Sender<u64>,
+    failed: AtomicBool,
+    durability: Durability,
+    clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
+}
+
+/// Hands jobs to the commit thread. Cheap to clone.
+#[derive(Clone)]
+pub struct Committer {
+    shared: Arc<Shared>,
+    queue: mpsc::Sender<Job>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn fingerprint(key: &[u8]) -> u64 {
+    let mut first = [0; 8];
+    first.copy_from_slice(&blake3::hash(key).as_bytes()[..8]);
+    u64::from_be_bytes(first)
+}
+
+impl Committer {
+    /// Starts the commit thread (or task).
+    pub fn start(
+        storage: Arc<dyn Storage>,
+        minter: Minter,
+        durability: Durability,
+        clock: Arc<dyn Clock>,
+        metrics: Arc<Metrics>,
+        mode: CommitMode,
+    ) -> std::io::Result<Committer> {
+        let (queue, jobs) = mpsc::channel(COMMIT_QUEUE);
+        let shared = Arc::new(Shared {
+            storage,
+            minter: Mutex::new(minter),
+            unsynced: Mutex::default(),
+            synced: watch::Sender::new(0),
+            failed: AtomicBool::new(false),
+            durability,
+            clock,
+            metrics,
+        });
+        let worker = shared.clone();
+        match mode {
+            CommitMode::Thread => {
+                std::thread::Builder::new().name("commit".into()).spawn(move || worker.run_thread(jobs))?;
+            }
+            CommitMode::Inline => drop(tokio::spawn(async move { worker.run_task(jobs).await })),
+        }
+        Ok(Committer { shared, queue })
+    }
+
+    /// Hands over a job; past the bound it is told so at once.
+    pub fn submit(&self, job: Job) {
+        let refused = match self.queue.try_send(job) {
+            Ok(()) => return,
+            Err(mpsc::error::TrySendError::Full(job)) => (job, Cause::Overloaded(RETRY_DELAY)),
+            Err(mpsc::error::TrySendError::Closed(job)) => (job, Cause::NotServing("stopping".into())),
+        };
+        refuse(refused.0, refused.1);
+    }
+
+    /// Writes a piece of the node's own state and returns when it is durable.
+    pub async fn write(&self, batch: Batch) -> Result<(), Cause> {
+        let (send, receive) = tokio::sync::oneshot::channel();
+        self.submit(Job::Write(batch, Box::new(move |result| drop(send.send(result)))));
+        receive.await.unwrap_or_else(|_| Err(Cause::NotServing("stopping".into())))
+    }
+
+    /// The storage, to read.
+    pub fn storage(&self) -> &dyn Storage {
+        &*self.shared.storage
+    }
+
+    /// The node's clock and dots.
+    pub fn with_minter<T>(&self, f: impl FnOnce(&mut Minter) -> T) -> T {
+        f(&mut lock(&self.shared.minter))
+    }
+
+    /// The group to wait for if what was just read under `key` is not yet durable.
+    pub fn unsettled(&self, key: &[u8]) -> Option<u64> {
+        if self.shared.durability == Durability::Interval {
+            return None;
+        }
+        let unsynced = lock(&self.shared.unsynced);
+        (!unsynced.keys.is_empty() && unsynced.keys.contains(&fingerprint(key))).then_some(unsynced.group)
+    }
+
+    /// The group to wait for if anything that was just read may not yet be durable.
+    pub fn unsettled_any(&self) -> Option<u64> {
+        if self.shared.durability == Durability::Interval {
+            return None;
+        }
+        let unsynced = lock(&self.shared.unsynced);
+        (!unsynced.keys.is_empty()).then_some(unsynced.group)
+    }
+
+    /// Returns when a group is synced; false if it never will be.
+    pub async fn settled(&self, group: u64) -> bool {
+        let mut synced = self.shared.synced.subscribe();
+        let done = synced.wait_for(|done| *done >= group || self.has_failed()).await.is_ok();
+        done && !self.has_failed()
+    }
+
+    /// Whether a sync has failed.
+    pub fn has_failed(&self) -> bool {
+        self.shared.failed.load(Ordering::Acquire)
+    }
+}
+
+fn refuse(job: Job, cause: Cause) {
+    match job {
+        Job::Mint(_, done) => done(Err(cause)),
+        Job::Apply(_, done) => done(Err(cause)),
+        Job::Write(_, done) => done(Err(cause)),
+    }
+}
+
+fn storage_cause(error: &StorageError) -> Cause {
+    Cause::Storage(error.to_string())
+}
+
+/// A job that is written, with what acknowledges it.
+type Acknowledge = Box<dyn FnOnce(Result<(), Cause>) + Send>;
+
+impl Shared {
+    fn run_thread(&self, mut jobs: mpsc::Receiver<Job>) {
+        let mut group = Vec::new();
+        while jobs.blocking_recv_many(&mut group, COMMIT_GROUP) > 0 {
+            self.run_group(&mut group);
+        }
+    }
+
+    async fn run_task(&self, mut jobs: mpsc::Receiver<Job>) {
+        let mut group = Vec::new();
+        while jobs.recv_many(&mut group, COMMIT_GROUP).await > 0 {
+            self.run_group(&mut group);
+        }
+    }
+
+    fn run_group(&self, jobs: &mut Vec<Job>) {
+        if self.failed.load(Ordering::Acquire) {
+            let cause = Cause::Storage("a sync has failed; the node must be restarted".into());
+            jobs.drain(..).for_each(|job| refuse(job, cause.clone()));
+            return;
+        }
+        self.metrics.commit_groups.inc();
+        self.metrics.commit_jobs.inc_by(u64::try_from(jobs.len()).unwrap_or(0));
+        let number = {
+            let mut unsynced = lock(&self.unsynced);
+            unsynced.group += 1;
+            unsynced.group
+        };
+        let (mut acknowledge, mut wrote) = (Vec::with_capacity(jobs.len()), false);
+        for job in jobs.drain(..) {
+            acknowledge.extend(self.run_job(job, &mut wrote));
+        }
+        let result = if wrote && self.durability == Durability::Always {
+            self.storage.sync().map_err(|error| storage_cause(&error))
+        } else {
+            Ok(())
+        };
+        let result = match self.failed.load(Ordering::Acquire) {
+            true => result.and(Err(Cause::Storage("a write has failed; the node must be restarted".into()))),
+            false => result,
+        };
+        if let Err(cause) = &result {
+            tracing::error!(?cause, "storage failed: this node acknowledges nothing any more");
+            self.failed.store(true, Ordering::Release);
+        }
+        lock(&self.unsynced).keys.clear();
+        self.synced.send_replace(number);
+        acknowledge.into_iter().for_each(|done: Acknowledge| done(result.clone()));
+    }
+
+    /// Carries out one job; returns what acknowledges it once it is synced.
+    fn run_job(&self, job: Job, wrote: &mut bool) -> Option<Acknowledge> {
+        match job {
+            Job::Mint(write, done) => {
+                let minted = {
+                    let mut minter = lock(&self.minter);
+                    mint::mint(&*self.storage, &mut minter, self.clock.wall(), &write)
+                };
+                let minted = minted.map_err(mint_cause).and_then(|minted| {
+                    self.write(&minted.batch, wrote)?;
+                    self.count_mint(&minted);
+                    Ok(minted)
+                });
+                match minted {
+                    Ok(minted) => Some(Box::new(move |synced| done(synced.map(|()| minted)))),
+                    Err(cause) => {
+                        done(Err(cause));
+                        None
+                    }
+                }
+            }
+            Job::Apply(incoming, done) => match self.apply(&incoming, wrote) {
+                Ok(outcome) => Some(Box::new(move |synced| done(synced.map(|()| outcome)))),
+                Err(cause) => {
+                    done(Err(cause));
+                    None
+                }
+            },
+            Job::Write(batch, done) => match self.write(&batch, wrote) {
+                Ok(()) => Some(done),
+                Err(cause) => {
+                    done(Err(cause));
+                    None
+                }
+            },
+        }
+    }
+
+    fn apply(&self, incoming: &Incoming, wrote: &mut bool) -> Result<Outcome, Cause> {
+        let Incoming { storage_key, record, bytes, fresh } = incoming;
+        let applied = apply::apply(&*self.storage, storage_key, record, bytes, *fresh);
+        let Applied { outcome, healed } = applied.map_err(|error| load_cause(&error))?;
+        if healed {
+            self.metrics.damaged_records.inc();
+            tracing::warn!(key = ?storage_key, "a damaged record was replaced by a replica's");
+        }
+        if let Outcome::Changed(batch) = &outcome {
+            self.write(batch, wrote)?;
+        }
+        Ok(outcome)
+    }
+
+    fn count_mint(&self, minted: &Minted) {
+        if minted.versions > SIBLINGS_WARN {
+            self.metrics.many_siblings.inc();
+        }
+        if minted.damaged {
+            self.metrics.damaged_records.inc();
+        }
+    }
+
+    /// Writes a batch; its keys count as unsynced from before it is visible.
+    fn write(&self, batch: &Batch, wrote: &mut bool) -> Result<(), Cause> {
+        if self.durability == Durability::Always {
+            let mut unsynced = lock(&self.unsynced);
+            unsynced.keys.extend(batch.writes.iter().map(|write| fingerprint(write.key())));
+        }
+        *wrote = true;
+        self.storage.write(batch).map_err(|error| {
+            if !matches!(error, StorageError::Full) {
+                self.failed.store(true, Ordering::Release);
+            }
+            storage_cause(&error)
+        })
+    }
+}
+
+fn load_cause(error: &LoadError) -> Cause {
+    Cause::Storage(error.to_string())
+}
+
+fn mint_cause(error: MintError) -> Cause {
+    match error {
+        MintError::Load(error) => load_cause(&error),
+        MintError::TooManySiblings(count) => Cause::TooManySiblings(count),
+        MintError::TooLarge(_) => Cause::Invalid(Invalid::new("value", error.to_string())),
+    }
+}
+
+/// Syncs every 200 ms with `durability = "interval"`, until the committer fails.
+pub async fn sync_at_intervals(committer: Committer) {
+    let mut ticks = tokio::time::interval(std::time::Duration::from_millis(200));
+    loop {
+        ticks.tick().await;
+        let storage = committer.shared.storage.clone();
+        let synced = tokio::task::spawn_blocking(move || storage.sync()).await;
+        if !matches!(synced, Ok(Ok(()))) {
+            tracing::error!(?synced, "sync failed: this node acknowledges nothing any more");
+            committer.shared.failed.store(true, Ordering::Release);
+            return;
+        }
+    }
+}

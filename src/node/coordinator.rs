@@ -1,0 +1,448 @@
+//! Runs the requests of clients: finds the home replicas, drives the machine, or forwards once.
+//!
+//! The coordinator of a put or get is a home replica of its key. A node that is none forwards the request to
+//! the first home replica it can reach, which never forwards again. A page of a scan needs no home: any node
+//! merges what the home replicas of the partition answer.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use super::drive::{Driver, Place};
+use super::readings::KeyReading;
+use crate::quorum::{put, read};
+use crate::replica::mint::Mint;
+use crate::ring::layout::ClusterMap;
+use crate::ring::preflist::{PreferenceList, preference_list};
+use crate::rpc::convert;
+use crate::rpc::proto::{self, answer, forward, forwarded, operation};
+use crate::rpc::requests::{GetDone, GetRequest, WriteDone, WriteRequest};
+use crate::storage::schema;
+use crate::telemetry::metrics::{Outcome, Verb};
+use crate::types::error::{Applied, Cause, Failure, Invalid};
+use crate::types::ids::{NodeId, PartitionId};
+use crate::types::key::{Key, Position};
+use crate::types::limits;
+use crate::types::policy::{Keyspace, Level};
+use crate::types::time::WallMs;
+use crate::version::codec::{self, ClientContext};
+use crate::version::dvv::Context;
+use crate::version::hlc::Stamp;
+use crate::version::record::{Payload, Record};
+
+/// Whether the node takes requests, and if not, why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Serving {
+    /// Not yet.
+    Starting(String),
+    /// Yes.
+    Ready,
+    /// Not any more.
+    Draining,
+}
+
+/// Runs requests. One for each node.
+pub struct Coordinator {
+    /// What it drives.
+    pub driver: Driver,
+    /// The cluster map.
+    pub map: watch::Receiver<Arc<ClusterMap>>,
+    /// Whether it takes requests.
+    pub serving: watch::Receiver<Serving>,
+    /// Largest value, in bytes.
+    pub value_limit: usize,
+    /// Most requests under way.
+    pub requests_limit: usize,
+    /// Requests under way.
+    pub under_way: AtomicUsize,
+}
+
+/// One request under way; counted until it is dropped.
+pub struct Admitted<'a>(&'a AtomicUsize);
+
+impl Drop for Admitted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// A request's keyspace and where its key lives, all of one snapshot of the cluster map.
+pub struct Route {
+    /// The snapshot.
+    pub map: Arc<ClusterMap>,
+    /// The keyspace.
+    pub keyspace: Keyspace,
+    /// The key's position.
+    pub position: Position,
+    /// Its partition.
+    pub partition: PartitionId,
+    /// Who stores it.
+    pub list: PreferenceList,
+}
+
+/// The answer of another node to a forwarded request.
+enum Sent {
+    Answered(forwarded::Kind),
+    Lost(NodeId),
+    NobodyUp,
+}
+
+impl Coordinator {
+    /// Counts a request in, or says why it is not taken.
+    pub fn admit(&self) -> Result<Admitted<'_>, Failure> {
+        match &*self.serving.borrow() {
+            Serving::Ready => {}
+            Serving::Starting(why) => {
+                return Err(Failure::early(Cause::NotServing(format!("starting: {why}"))));
+            }
+            Serving::Draining => return Err(Failure::early(Cause::NotServing("stopping".into()))),
+        }
+        let admitted = Admitted(&self.under_way);
+        if self.under_way.fetch_add(1, Ordering::AcqRel) >= self.requests_limit {
+            drop(admitted);
+            return Err(Failure::early(Cause::Overloaded(limits::RETRY_DELAY)));
+        }
+        Ok(admitted)
+    }
+
+    /// Finds where a partition key lives.
+    pub fn route(&self, keyspace: &str, partition_key: &[u8]) -> Result<Route, Failure> {
+        let map = self.map.borrow().clone();
+        let Some(keyspace) = map.keyspace(keyspace).cloned() else {
+            return Err(Failure::early(Cause::UnknownKeyspace(keyspace.to_owned())));
+        };
+        let position = Position::of(&keyspace.name, partition_key);
+        let partition = map.partitions.of(position);
+        let list = preference_list(&map, &keyspace, partition);
+        Ok(Route { map, keyspace, position, partition, list })
+    }
+
+    /// Whether a node looks reachable: it is this one, or its link is up.
+    pub fn is_reachable(&self, node: NodeId) -> bool {
+        node == self.driver.me || self.driver.links.up(node).is_some()
+    }
+
+    /// Counts a finished request.
+    pub fn count<T>(&self, verb: Verb, began: crate::types::time::Mono, result: &Result<T, Failure>) {
+        let outcome = match result {
+            Ok(_) => Outcome::Ok,
+            Err(failure) => match failure.cause {
+                Cause::Invalid(_) | Cause::UnknownKeyspace(_) => Outcome::Invalid,
+                Cause::Unavailable | Cause::NotServing(_) => Outcome::Unavailable,
+                Cause::TooFewAcks => Outcome::TooFewAcks,
+                Cause::Overloaded(_) => Outcome::Overloaded,
+                _ => Outcome::Other,
+            },
+        };
+        let micros = self.driver.clock.mono().micros_since(began);
+        self.driver.metrics.finished(verb, outcome, micros);
+    }
+
+    /// A put or delete. `may_forward`: it comes from a client, not from a peer.
+    pub async fn write(&self, request: WriteRequest, may_forward: bool) -> Result<WriteDone, Failure> {
+        let began = self.driver.clock.mono();
+        let route = self.route(&request.keyspace, request.key.partition_key())?;
+        let w = request.w.unwrap_or(Level::Count(route.keyspace.w.into()));
+        let w = w.resolve("w", route.keyspace.n)?;
+        let seen = client_context(&request.context, &route, &request.key)?;
+        if !route.list.homes.contains(&self.driver.me) {
+            return self.forward_write(request, &route, w, may_forward).await;
+        }
+        let now = self.driver.clock.wall();
+        self.check_clock(now, seen.stamp)?;
+        let homes = route.list.homes.iter().map(|node| (*node, self.is_reachable(*node))).collect();
+        let plan = put::Plan {
+            me: self.driver.me,
+            homes,
+            w,
+            deadline: began + request.timeout,
+            layout_version: route.map.layout.version,
+        };
+        let place = place(&route, request.key);
+        let ttl_ms = match request.payload {
+            Payload::Value(_) => request.ttl_ms.or(route.keyspace.ttl_ms),
+            Payload::Tombstone => None,
+        };
+        let write = Mint {
+            storage_key: place.storage_key.clone(),
+            conflicts: route.keyspace.conflicts,
+            payload: request.payload,
+            seen: seen.dots.clone(),
+            above: seen.stamp,
+            ttl_ms,
+        };
+        let tag = codec::key_tag(route.position, place.key.sort_key());
+        let done = self.driver.put(plan, place, write).await?;
+        let mut dots = seen.dots;
+        done.minted.dot.into_iter().for_each(|dot| dots.insert(dot));
+        let context = ClientContext { key_tag: tag, dots, stamp: done.minted.stamp };
+        Ok(WriteDone {
+            context: codec::encode_context(&context).into(),
+            w: w.into(),
+            acks: done.done.acks,
+            stamp: done.minted.stamp.0,
+        })
+    }
+
+    /// A client's stamp that is far ahead is no stamp of this cluster's.
+    fn check_clock(&self, now: WallMs, stamp: Stamp) -> Result<(), Failure> {
+        let checked = self.driver.committer.with_minter(|minter| minter.clock().check(now, stamp));
+        checked.map_err(|too_far| Invalid::new("context", too_far.to_string()).into())
+    }
+
+    /// A get.
+    pub async fn get(&self, request: GetRequest, may_forward: bool) -> Result<GetDone, Failure> {
+        let began = self.driver.clock.mono();
+        let route = self.route(&request.keyspace, request.key.partition_key())?;
+        let r = request.r.unwrap_or(Level::Count(route.keyspace.r.into()));
+        let r = r.resolve("r", route.keyspace.n)?;
+        if !route.list.homes.contains(&self.driver.me) {
+            return self.forward_get(request, &route, r, may_forward).await;
+        }
+        let plan = self.read_plan(&route, r, began + request.timeout);
+        let tag = codec::key_tag(route.position, request.key.sort_key());
+        let reading = KeyReading { place: place(&route, request.key) };
+        let done = self.driver.read(plan, reading).await?;
+        let now = self.driver.clock.wall();
+        Ok(GetDone {
+            siblings: done.answer.as_ref().map(|record| record.live(now)).unwrap_or_default(),
+            context: done.answer.map(|record| context_of(&record, tag)).unwrap_or_default(),
+            r: r.into(),
+            replies: done.replies,
+        })
+    }
+
+    /// The plan of a read: this node first, then the other reachable home replicas in an order that spreads
+    /// the load.
+    pub fn read_plan(&self, route: &Route, r: u8, deadline: crate::types::time::Mono) -> read::Plan {
+        let me = self.driver.me;
+        let homes = route.list.homes.clone();
+        let mut candidates: Vec<NodeId> =
+            homes.iter().copied().filter(|node| *node != me && self.is_reachable(*node)).collect();
+        if candidates.len() > 1 {
+            let turn = self.under_way.load(Ordering::Relaxed) % candidates.len();
+            candidates.rotate_left(turn);
+        }
+        if homes.contains(&me) {
+            candidates.insert(0, me);
+        }
+        read::Plan {
+            candidates,
+            homes,
+            r,
+            deadline,
+            hedge_after: limits::HEDGE_AFTER,
+            layout_version: route.map.layout.version,
+        }
+    }
+
+    async fn forward_write(
+        &self,
+        request: WriteRequest,
+        route: &Route,
+        w: u8,
+        may_forward: bool,
+    ) -> Result<WriteDone, Failure> {
+        let timeout = request.timeout;
+        let message = write_to_wire(request, w);
+        match self.forward(message, timeout, route, may_forward, false).await? {
+            Sent::Answered(forwarded::Kind::Put(done)) => {
+                Ok(WriteDone { context: done.context, w: done.w, acks: done.acks, stamp: done.stamp })
+            }
+            Sent::Answered(forwarded::Kind::Delete(done)) => {
+                Ok(WriteDone { context: done.context, w: done.w, acks: done.acks, stamp: done.stamp })
+            }
+            Sent::Lost(node) => Err(forward_failure(route, w, Cause::TooFewAcks, Applied::Maybe, vec![node])),
+            Sent::Answered(_) | Sent::NobodyUp => {
+                Err(forward_failure(route, w, Cause::Unavailable, Applied::No, route.list.homes.clone()))
+            }
+        }
+    }
+
+    async fn forward_get(
+        &self,
+        request: GetRequest,
+        route: &Route,
+        r: u8,
+        may_forward: bool,
+    ) -> Result<GetDone, Failure> {
+        let timeout = request.timeout;
+        let message = forward::Request::Get(proto::GetRequest {
+            keyspace: request.keyspace,
+            key: request.key.partition_key().clone(),
+            sort: request.key.sort_key().clone(),
+            answers: Some(proto::get_request::Answers::R(r.into())),
+            timeout_ms: 0,
+        });
+        match self.forward(message, timeout, route, may_forward, true).await? {
+            Sent::Answered(forwarded::Kind::Get(done)) => Ok(GetDone {
+                siblings: done.siblings.into_iter().map(live_of_wire).collect(),
+                context: done.context,
+                r: done.r,
+                replies: done.replies,
+            }),
+            Sent::Lost(node) => Err(forward_failure(route, r, Cause::TooFewAcks, Applied::No, vec![node])),
+            Sent::Answered(_) | Sent::NobodyUp => {
+                Err(forward_failure(route, r, Cause::Unavailable, Applied::No, route.list.homes.clone()))
+            }
+        }
+    }
+
+    /// Sends a request to the first home replica that can be reached; a read goes on to the next one when an
+    /// answer does not come, a write only when it surely was not sent.
+    async fn forward(
+        &self,
+        request: forward::Request,
+        timeout: Duration,
+        route: &Route,
+        may_forward: bool,
+        is_read: bool,
+    ) -> Result<Sent, Failure> {
+        if !may_forward {
+            return Ok(Sent::NobodyUp);
+        }
+        self.driver.metrics.forwarded.inc();
+        let deadline = self.driver.clock.mono() + timeout;
+        let mut lost = None;
+        for node in &route.list.homes {
+            let Some(link) = self.driver.links.up(*node) else { continue };
+            let left = deadline.micros_since(self.driver.clock.mono()) / 1_000;
+            let forward = proto::Forward { timeout_ms: left.max(1), request: Some(request.clone()) };
+            let operation =
+                proto::Operation { kind: Some(operation::Kind::Forward(forward)), ..Default::default() };
+            let (send, receive) = tokio::sync::oneshot::channel();
+            if link.send(operation, Box::new(move |result| drop(send.send(result)))).is_err() {
+                continue;
+            }
+            // A read that hangs on a silent node leaves time for another.
+            let share = if is_read { left / 2 } else { left };
+            let answer = tokio::time::timeout(Duration::from_millis(share.max(1)), receive).await;
+            match answer {
+                Ok(Ok(Ok(answer::Kind::Forwarded(proto::Forwarded { kind: Some(kind) })))) => match kind {
+                    forwarded::Kind::Failed(failed) => {
+                        let field = |message: &str| Invalid::new("request", message);
+                        return Err(convert::failure_of_forward(failed, field));
+                    }
+                    kind => return Ok(Sent::Answered(kind)),
+                },
+                Ok(Ok(Ok(answer::Kind::Refused(_)))) => {}
+                _ if is_read => lost = Some(*node),
+                _ => return Ok(Sent::Lost(*node)),
+            }
+        }
+        Ok(lost.map_or(Sent::NobodyUp, Sent::Lost))
+    }
+
+    /// Carries out a request that another node forwarded.
+    pub async fn forwarded(&self, forward: proto::Forward) -> forwarded::Kind {
+        let metadata = tonic::metadata::MetadataMap::new();
+        let timeout_ms = forward.timeout_ms;
+        let failed = |failure: Failure| forwarded::Kind::Failed(convert::forward_failed(&failure));
+        let result = match forward.request {
+            Some(forward::Request::Put(put)) => {
+                let put = proto::PutRequest { timeout_ms, ..put };
+                match convert::put_request(put, &metadata, self.value_limit) {
+                    Ok(request) => {
+                        self.write(request, false).await.map(convert::put_response).map(forwarded::Kind::Put)
+                    }
+                    Err(failure) => Err(failure),
+                }
+            }
+            Some(forward::Request::Delete(delete)) => {
+                let delete = proto::DeleteRequest { timeout_ms, ..delete };
+                match convert::delete_request(delete, &metadata) {
+                    Ok(request) => self
+                        .write(request, false)
+                        .await
+                        .map(convert::delete_response)
+                        .map(forwarded::Kind::Delete),
+                    Err(failure) => Err(failure),
+                }
+            }
+            Some(forward::Request::Get(get)) => {
+                let get = proto::GetRequest { timeout_ms, ..get };
+                match convert::get_request(get, &metadata) {
+                    Ok(request) => {
+                        self.get(request, false).await.map(convert::get_response).map(forwarded::Kind::Get)
+                    }
+                    Err(failure) => Err(failure),
+                }
+            }
+            None => Err(Invalid::new("request", "is missing").into()),
+        };
+        result.unwrap_or_else(failed)
+    }
+}
+
+/// Where a key of `route` is stored.
+pub fn place(route: &Route, key: Key) -> Place {
+    let storage_key = schema::record_key(route.partition, route.keyspace.id, &key);
+    Place { keyspace: route.keyspace.id, key, storage_key }
+}
+
+/// The context that covers all of a record.
+pub fn context_of(record: &Record, key_tag: u32) -> Bytes {
+    let context = ClientContext { key_tag, dots: record.context(), stamp: record.stamp() };
+    codec::encode_context(&context).into()
+}
+
+fn client_context(bytes: &Bytes, route: &Route, key: &Key) -> Result<ClientContext, Invalid> {
+    let key_tag = codec::key_tag(route.position, key.sort_key());
+    if bytes.is_empty() {
+        return Ok(ClientContext { key_tag, dots: Context::new(), stamp: Stamp::default() });
+    }
+    codec::decode_context(bytes, key_tag)
+}
+
+fn forward_failure(
+    route: &Route,
+    required: u8,
+    cause: Cause,
+    applied: Applied,
+    silent: Vec<NodeId>,
+) -> Failure {
+    Failure {
+        cause,
+        applied,
+        required: required.into(),
+        received: 0,
+        alive: 0,
+        layout_version: route.map.layout.version,
+        silent,
+    }
+}
+
+fn write_to_wire(request: WriteRequest, w: u8) -> forward::Request {
+    let (key, sort) = (request.key.partition_key().clone(), request.key.sort_key().clone());
+    match request.payload {
+        Payload::Value(value) => forward::Request::Put(proto::PutRequest {
+            keyspace: request.keyspace,
+            key,
+            sort,
+            value,
+            context: request.context,
+            acks: Some(proto::put_request::Acks::W(w.into())),
+            ttl_ms: request.ttl_ms.unwrap_or(0),
+            ..Default::default()
+        }),
+        Payload::Tombstone => forward::Request::Delete(proto::DeleteRequest {
+            keyspace: request.keyspace,
+            key,
+            sort,
+            context: request.context,
+            acks: Some(proto::delete_request::Acks::W(w.into())),
+            ..Default::default()
+        }),
+    }
+}
+
+fn live_of_wire(sibling: proto::Sibling) -> crate::version::record::Live {
+    crate::version::record::Live {
+        value: sibling.value,
+        stamp: Stamp(sibling.stamp),
+        expires_at: (sibling.expires_at_ms > 0).then_some(WallMs(sibling.expires_at_ms)),
+    }
+}

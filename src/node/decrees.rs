@@ -1,0 +1,322 @@
+//! Drives the decree machines: this node's vote on the next cluster map, and its own proposals.
+//!
+//! A vote is durable before it is answered. A decided map is stored by its proposer, and then told to every
+//! peer at once, so that a client which creates a keyspace at one node can use it at the next; who misses
+//! that learns it by gossip.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tonic::Status;
+
+use super::links::Links;
+use super::maps::Maps;
+use crate::machine::Machine;
+use crate::ring::decree::{Acceptor, Answer, Ballot, Effect, Event, Gate, Proposer, Reply, gate};
+use crate::ring::layout::{ClusterMap, KeyspaceError, NewKeyspace};
+use crate::rpc::proto::{self, decree_response::Kind, peer_client::PeerClient};
+use crate::rpc::requests::{CreateKeyspaceError, NewKeyspaceRequest};
+use crate::storage::{Batch, schema};
+use crate::types::error::{Applied, Cause, Failure};
+use crate::types::ids::{MapVersion, NodeId};
+use crate::types::limits::MESSAGE_BYTES_MAX;
+use crate::types::policy::Keyspace;
+
+/// How long one voter may take to answer one step.
+const STEP_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the peers may take to learn a decided map before its proposer goes on.
+const LEARN_TIMEOUT: Duration = Duration::from_millis(500);
+/// Maps that may be decided by others while this node tries to get its own change in.
+const ATTEMPTS: u32 = 16;
+
+/// How a proposal ended.
+enum Outcome {
+    Ours,
+    Theirs(ClusterMap),
+    Unreachable(Applied),
+}
+
+impl Maps {
+    /// This node's vote, or what it has learnt.
+    pub async fn answer_decree(
+        &self,
+        request: proto::DecreeRequest,
+    ) -> Result<proto::DecreeResponse, Status> {
+        let bad = |problem: String| Status::invalid_argument(problem);
+        let map = (!request.map.is_empty()).then(|| ClusterMap::decode(&request.map)).transpose();
+        let map = map.map_err(|problem| bad(format!("map: {problem}")))?;
+        if let Some(map) = &map
+            && (map.cluster != self.current().cluster
+                || (!request.decided && map.version.0 != request.version))
+        {
+            return Err(bad("map: is of another cluster or version".into()));
+        }
+        if request.decided {
+            let map = map.ok_or_else(|| bad("map: is missing".into()))?;
+            self.adopt(map).await.map_err(|cause| Status::internal(format!("{cause:?}")))?;
+            return Ok(proto::DecreeResponse { kind: Some(Kind::Accepted(true)) });
+        }
+        let node = request.ballot_node.parse().map_err(|e| bad(format!("ballot_node: {e}")))?;
+        let ballot = Ballot { round: request.ballot_round, node };
+        let value = map.map(|_| request.map);
+        let reply = self.vote(MapVersion(request.version), ballot, value).await;
+        reply.map(reply_to_wire).map_err(|cause| Status::unavailable(format!("{cause:?}")))
+    }
+
+    /// Votes on version `asked`: a promise if there is no value, else an acceptance.
+    async fn vote(&self, asked: MapVersion, ballot: Ballot, value: Option<Bytes>) -> Result<Reply, Cause> {
+        let mut slot = self.acceptor.lock().await;
+        let current = self.current();
+        match gate(current.version, asked) {
+            Gate::Open => {}
+            Gate::Decided => return Ok(Reply::Decided(current.encode().into())),
+            Gate::Behind => return Ok(Reply::Behind(current.version)),
+        }
+        let mut acceptor = match slot.take().filter(|acceptor| acceptor.version() == asked) {
+            Some(acceptor) => acceptor,
+            None => self.stored_acceptor(asked)?,
+        };
+        let Answer { reply, persist } = match value {
+            None => acceptor.handle_prepare(ballot),
+            Some(value) => acceptor.handle_accept(ballot, value),
+        };
+        if persist {
+            let key = schema::meta_key(schema::META_DECREE);
+            let mut batch = Batch::new();
+            batch.put(key.clone(), schema::seal(&key, &acceptor.encode()));
+            self.committer.write(batch).await?;
+        }
+        *slot = Some(acceptor);
+        Ok(reply)
+    }
+
+    /// The vote that is stored, if it is on this version; else a new one.
+    fn stored_acceptor(&self, asked: MapVersion) -> Result<Acceptor, Cause> {
+        let key = schema::meta_key(schema::META_DECREE);
+        let damaged = |problem: String| Cause::Storage(format!("the vote on the cluster map: {problem}"));
+        let value = self.committer.storage().get(&key).map_err(|e| damaged(e.to_string()))?;
+        let Some(value) = value else { return Ok(Acceptor::new(asked)) };
+        let body = schema::open(&key, &value).map_err(|d| damaged(d.to_string()))?;
+        let stored = Acceptor::decode(body).map_err(|bad| damaged(bad.to_string()))?;
+        Ok(if stored.version() == asked { stored } else { Acceptor::new(asked) })
+    }
+
+    /// Creates a keyspace: proposes the next map with it until that, or another with its name, is decided.
+    pub async fn create_keyspace(
+        self: &Arc<Maps>,
+        links: &Arc<Links>,
+        request: NewKeyspaceRequest,
+    ) -> Result<(Keyspace, u64), CreateKeyspaceError> {
+        let NewKeyspaceRequest { name, conflicts, n, r, w, sloppy, ttl_ms } = request;
+        let wanted = NewKeyspace { name, conflicts, n, r, w, sloppy, ttl_ms };
+        let mut proposed: Option<Keyspace> = None;
+        for _ in 0..ATTEMPTS {
+            let current = self.current();
+            let next = match current.with_keyspace(wanted.clone()) {
+                Ok(next) => next,
+                // Decided by somebody who carried this node's own proposal on.
+                Err(KeyspaceError::Exists(keyspace)) if proposed.as_ref() == Some(&keyspace) => {
+                    return Ok((keyspace, current.version.0));
+                }
+                Err(KeyspaceError::Exists(keyspace)) => return Err(CreateKeyspaceError::Exists(keyspace)),
+                Err(KeyspaceError::Invalid(invalid)) => return Err(CreateKeyspaceError::Invalid(invalid)),
+            };
+            let made = next.keyspace(&wanted.name).cloned().expect("with_keyspace has just made it");
+            let version = next.version.0;
+            match self.propose(links, &current, next).await.map_err(CreateKeyspaceError::Failed)? {
+                Outcome::Ours => return Ok((made, version)),
+                Outcome::Theirs(map) => {
+                    proposed = Some(made);
+                    self.adopt(map)
+                        .await
+                        .map_err(|cause| CreateKeyspaceError::Failed(Failure::early(cause)))?;
+                }
+                Outcome::Unreachable(applied) => {
+                    let voters = current.layout.members.len();
+                    return Err(CreateKeyspaceError::Failed(unreachable(applied, voters, self, links)));
+                }
+            }
+        }
+        let cause = Cause::Overloaded(crate::types::limits::RETRY_DELAY);
+        Err(CreateKeyspaceError::Failed(Failure::early(cause)))
+    }
+
+    async fn propose(
+        self: &Arc<Maps>,
+        links: &Arc<Links>,
+        current: &ClusterMap,
+        next: ClusterMap,
+    ) -> Result<Outcome, Failure> {
+        let value = Bytes::from(next.encode());
+        let decided = self.run_proposer(links, current, next.version, value.clone()).await;
+        match decided {
+            Effect::Decided(_) => {
+                self.adopt(next).await.map_err(Failure::early)?;
+                self.tell_all(links, value).await;
+                Ok(Outcome::Ours)
+            }
+            Effect::Lost(other) | Effect::Overtaken(other) => {
+                let map = ClusterMap::decode(&other);
+                let map = map.map_err(|bad| Failure::early(Cause::Storage(bad.to_string())))?;
+                Ok(if map == next { Outcome::Ours } else { Outcome::Theirs(map) })
+            }
+            Effect::Unreachable(applied) => Ok(Outcome::Unreachable(applied)),
+            other => unreachable!("the proposer does not end with {other:?}"),
+        }
+    }
+
+    /// Runs a proposer to its end: the last effect.
+    async fn run_proposer(
+        self: &Arc<Maps>,
+        links: &Arc<Links>,
+        current: &ClusterMap,
+        version: MapVersion,
+        value: Bytes,
+    ) -> Effect {
+        let voters = current.layout.members.iter().map(|member| member.id);
+        let mut proposer = Proposer::new(self.me, voters, value, self.env.random());
+        let (send, mut receive) = mpsc::unbounded_channel();
+        let (mut effects, mut alarm) = (Vec::new(), None);
+        proposer.step(self.env.clock.mono(), Event::Start, &mut effects);
+        loop {
+            for effect in effects.drain(..).collect::<VecDeque<_>>() {
+                match effect {
+                    Effect::Prepare { to, ballot } => self.ask(links, to, version, ballot, None, &send),
+                    Effect::Accept { to, ballot, value } => {
+                        self.ask(links, to, version, ballot, Some(value), &send);
+                    }
+                    Effect::Arm(delay) => alarm = Some(tokio::time::Instant::now() + delay),
+                    end => return end,
+                }
+            }
+            let wait = async {
+                match alarm {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let event = tokio::select! {
+                biased;
+                event = receive.recv() => event.expect("this function holds a sender"),
+                () = wait => {
+                    alarm = None;
+                    Event::Timeout
+                }
+            };
+            proposer.step(self.env.clock.mono(), event, &mut effects);
+        }
+    }
+
+    /// Asks one voter, which may be this node, in a task of its own.
+    fn ask(
+        self: &Arc<Maps>,
+        links: &Arc<Links>,
+        to: NodeId,
+        version: MapVersion,
+        ballot: Ballot,
+        value: Option<Bytes>,
+        events: &mpsc::UnboundedSender<Event>,
+    ) {
+        let (maps, links, events) = (self.clone(), links.clone(), events.clone());
+        tokio::spawn(async move {
+            let reply = if to == maps.me {
+                maps.vote(version, ballot, value).await.ok()
+            } else {
+                let request = proto::DecreeRequest {
+                    version: version.0,
+                    ballot_round: ballot.round,
+                    ballot_node: ballot.node.to_string(),
+                    map: value.unwrap_or_default(),
+                    decided: false,
+                };
+                call(&links, to, request, STEP_TIMEOUT).await.and_then(reply_of_wire)
+            };
+            let event = match reply {
+                Some(reply) => Event::Reply { from: to, ballot, reply },
+                None => Event::Failed { from: to, ballot },
+            };
+            let _ = events.send(event);
+        });
+    }
+
+    /// Tells every peer of a decided map, and waits a moment for them to have it.
+    async fn tell_all(&self, links: &Arc<Links>, map: Bytes) {
+        let mut calls = tokio::task::JoinSet::new();
+        for member in self.current().layout.members.iter().filter(|member| member.id != self.me) {
+            let (links, to) = (links.clone(), member.id);
+            let request = proto::DecreeRequest { map: map.clone(), decided: true, ..Default::default() };
+            calls.spawn(async move { call(&links, to, request, LEARN_TIMEOUT).await.is_some() });
+        }
+        while calls.join_next().await.is_some() {}
+    }
+}
+
+async fn call(
+    links: &Links,
+    to: NodeId,
+    request: proto::DecreeRequest,
+    timeout: Duration,
+) -> Option<proto::DecreeResponse> {
+    let mut client = PeerClient::new(links.channel(to)?)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    match tokio::time::timeout(timeout, client.decree(request)).await {
+        Ok(Ok(response)) => Some(response.into_inner()),
+        Ok(Err(status)) => {
+            tracing::debug!(%to, %status, "a decree got no answer");
+            None
+        }
+        Err(_) => None,
+    }
+}
+
+fn reply_to_wire(reply: Reply) -> proto::DecreeResponse {
+    let kind = match reply {
+        Reply::Promise(accepted) => {
+            let (ballot, map) = accepted.unzip();
+            Kind::Promise(proto::Promise {
+                ballot_round: ballot.map_or(0, |b| b.round),
+                ballot_node: ballot.map_or(String::new(), |b| b.node.to_string()),
+                map: map.unwrap_or_default(),
+            })
+        }
+        Reply::Accepted => Kind::Accepted(true),
+        Reply::Rejected(round) => Kind::RejectedRound(round),
+        Reply::Decided(map) => Kind::Decided(map),
+        Reply::Behind(version) => Kind::Behind(version.0),
+    };
+    proto::DecreeResponse { kind: Some(kind) }
+}
+
+fn reply_of_wire(response: proto::DecreeResponse) -> Option<Reply> {
+    Some(match response.kind? {
+        Kind::Promise(promise) if promise.map.is_empty() => Reply::Promise(None),
+        Kind::Promise(promise) => {
+            let ballot = Ballot { round: promise.ballot_round, node: promise.ballot_node.parse().ok()? };
+            Reply::Promise(Some((ballot, promise.map)))
+        }
+        Kind::Accepted(_) => Reply::Accepted,
+        Kind::RejectedRound(round) => Reply::Rejected(round),
+        Kind::Decided(map) => Reply::Decided(map),
+        Kind::Behind(version) => Reply::Behind(MapVersion(version)),
+    })
+}
+
+fn unreachable(applied: Applied, voters: usize, maps: &Maps, links: &Links) -> Failure {
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let map = maps.current();
+    let others = map.layout.members.iter().map(|m| m.id).filter(|id| *id != maps.me);
+    let silent: Vec<NodeId> = others.filter(|id| links.up(*id).is_none()).collect();
+    Failure {
+        cause: if applied == Applied::No { Cause::Unavailable } else { Cause::TooFewAcks },
+        applied,
+        required: count(voters / 2 + 1),
+        received: 0,
+        alive: count(voters - silent.len()),
+        layout_version: map.layout.version,
+        silent,
+    }
+}

@@ -1,0 +1,376 @@
+//! The one loop that feeds the request machines and carries out their effects, in order.
+//!
+//! A put or read runs in a task of its own that lives until the machine says `Finished`; the client gets its
+//! answer as soon as the machine says `Reply`. Answers of peers and of the commit thread come back through
+//! the task's channel, which holds at most a few events for each replica.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+use super::committer::{Committer, Incoming, Job};
+use super::env::Clock;
+use super::links::Links;
+use crate::machine::Machine;
+use crate::quorum::{put, read};
+use crate::replica::apply::Outcome;
+use crate::replica::mint::{Mint, Minted};
+use crate::rpc::peer_link::Lost;
+use crate::rpc::proto::{self, answer, operation};
+use crate::telemetry::metrics::Metrics;
+use crate::types::error::{Cause, Failure};
+use crate::types::ids::{KeyspaceId, NodeId};
+use crate::types::key::Key;
+use crate::types::time::Mono;
+use crate::version::codec;
+use crate::version::hlc::Stamp;
+use crate::version::record::{Digest, Record};
+
+/// What a driver needs of its node. Cheap to clone.
+#[derive(Clone)]
+pub struct Driver {
+    /// This node.
+    pub me: NodeId,
+    /// Clocks.
+    pub clock: Arc<dyn Clock>,
+    /// The own storage's writer.
+    pub committer: Committer,
+    /// The other nodes.
+    pub links: Arc<Links>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Where a key is stored.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// Its keyspace.
+    pub keyspace: KeyspaceId,
+    /// The key.
+    pub key: Key,
+    /// Its storage key.
+    pub storage_key: Vec<u8>,
+}
+
+impl Place {
+    /// An operation on the key.
+    pub fn operation(&self, kind: operation::Kind) -> proto::Operation {
+        proto::Operation {
+            id: 0,
+            keyspace_id: self.keyspace.0,
+            key: self.key.partition_key().clone(),
+            sort: self.key.sort_key().clone(),
+            kind: Some(kind),
+        }
+    }
+}
+
+/// An acknowledged put.
+pub struct PutDone {
+    /// What the machine said.
+    pub done: put::Done,
+    /// The version that was acknowledged.
+    pub minted: Minted,
+}
+
+enum PutEvent {
+    Machine(put::Event),
+    Minted(Result<Minted, Cause>),
+}
+
+impl Driver {
+    async fn sleep_until(&self, at: Option<Mono>) {
+        match at {
+            Some(at) => {
+                let wait = at.micros_since(self.clock.mono());
+                tokio::time::sleep(std::time::Duration::from_micros(wait)).await;
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Runs a put to its answer; its task lives on until each replica has answered or the deadline is there.
+    pub async fn put(&self, plan: put::Plan, place: Place, write: Mint) -> Result<PutDone, Failure> {
+        let (reply, answer) = oneshot::channel();
+        let driver = self.clone();
+        tokio::spawn(async move { driver.run_put(plan, place, write, reply).await });
+        answer.await.unwrap_or_else(|_| Err(Failure::early(Cause::NotServing("stopping".into()))))
+    }
+
+    async fn run_put(
+        &self,
+        plan: put::Plan,
+        place: Place,
+        mut write: Mint,
+        reply: oneshot::Sender<Result<PutDone, Failure>>,
+    ) {
+        let (events, mut incoming) = mpsc::unbounded_channel();
+        let (mut machine, mut effects) = (put::Put::new(plan), Vec::new());
+        let (mut reply, mut minted, mut deadline) = (Some(reply), None, None);
+        let mut next = Some(put::Event::Start);
+        loop {
+            if let Some(event) = next.take() {
+                machine.step(self.clock.mono(), event, &mut effects);
+            }
+            let mut queued = VecDeque::new();
+            for effect in effects.drain(..) {
+                match effect {
+                    put::Effect::Arm(at) => deadline = Some(at),
+                    put::Effect::Mint { round, above } => {
+                        if round > 0 {
+                            self.metrics.restamps.inc();
+                        }
+                        write.above = write.above.max(above.unwrap_or_default());
+                        let events = events.clone();
+                        let done = Box::new(move |result| drop(events.send(PutEvent::Minted(result))));
+                        self.committer.submit(Job::Mint(write.clone(), done));
+                    }
+                    put::Effect::Send { to, round } => {
+                        let record = minted.as_ref().map(|m: &Minted| m.record.clone()).unwrap_or_default();
+                        queued.extend(self.send_fresh(&place, record, to, round, &events));
+                    }
+                    put::Effect::Reply(result) => {
+                        let done = result.map(|done| PutDone {
+                            done,
+                            minted: minted.clone().expect("a put is acknowledged after it is minted"),
+                        });
+                        reply.take().map(|reply| reply.send(done));
+                    }
+                    put::Effect::Finished => return,
+                }
+            }
+            if let Some(event) = queued.pop_front() {
+                // Refusals without a peer: fed one by one, like answers.
+                queued.into_iter().for_each(|event| drop(events.send(PutEvent::Machine(event))));
+                next = Some(event);
+                continue;
+            }
+            next = Some(tokio::select! {
+                biased;
+                event = incoming.recv() => match event {
+                    Some(PutEvent::Machine(event)) => event,
+                    Some(PutEvent::Minted(Ok(new))) => {
+                        minted = Some(new);
+                        put::Event::Stored
+                    }
+                    Some(PutEvent::Minted(Err(cause))) => put::Event::StoreFailed(cause),
+                    None => return,
+                },
+                () = self.sleep_until(deadline) => put::Event::Deadline,
+            });
+        }
+    }
+
+    /// Sends a fresh record; an event if it could not be sent.
+    fn send_fresh(
+        &self,
+        place: &Place,
+        record: Bytes,
+        to: NodeId,
+        round: u8,
+        events: &mpsc::UnboundedSender<PutEvent>,
+    ) -> Option<put::Event> {
+        let answered = move |answer| put::Event::Answered { from: to, round, answer };
+        let Some(link) = self.links.up(to) else { return Some(answered(put::Answer::Refused)) };
+        let operation = place.operation(operation::Kind::Store(proto::Store { record, fresh: true }));
+        let events = events.clone();
+        let waiter = Box::new(move |result| {
+            let answer = match result {
+                Ok(answer::Kind::Stored(_)) => put::Answer::Acked,
+                Ok(answer::Kind::Superseded(stamp)) => put::Answer::Superseded(Stamp(stamp)),
+                Ok(_) => put::Answer::Refused,
+                Err(Lost) => put::Answer::Lost,
+            };
+            let _ = events.send(PutEvent::Machine(answered(answer)));
+        });
+        link.send(operation, waiter).err().map(|_| answered(put::Answer::Refused))
+    }
+
+    /// Runs a read to its answer; its task lives on until what it has asked for has been answered.
+    pub async fn read<R: Reading>(
+        &self,
+        plan: read::Plan,
+        reading: R,
+    ) -> Result<read::Done<R::Answer>, Failure> {
+        let (reply, answer) = oneshot::channel();
+        let driver = self.clone();
+        tokio::spawn(async move { driver.run_read(plan, Arc::new(reading), reply).await });
+        answer.await.unwrap_or_else(|_| Err(Failure::early(Cause::NotServing("stopping".into()))))
+    }
+
+    async fn run_read<R: Reading>(
+        &self,
+        plan: read::Plan,
+        reading: Arc<R>,
+        reply: oneshot::Sender<Result<read::Done<R::Answer>, Failure>>,
+    ) {
+        let (events, mut incoming) = mpsc::unbounded_channel();
+        let (mut machine, mut effects) = (read::Read::<R::Answer>::new(plan), Vec::new());
+        let (mut reply, mut own, mut deadline, mut hedge) = (Some(reply), None, None, None);
+        let mut next = Some(read::Event::Start);
+        loop {
+            if let Some(event) = next.take() {
+                machine.step(self.clock.mono(), event, &mut effects);
+            }
+            for effect in effects.drain(..) {
+                match effect {
+                    read::Effect::ArmDeadline(at) => deadline = Some(at),
+                    read::Effect::ArmHedge(at) => hedge = Some(at),
+                    read::Effect::Fetch(node) if node == self.me => {
+                        self.fetch_own(&reading, &mut own, &events);
+                    }
+                    read::Effect::Fetch(node) => self.fetch(&reading, node, own.clone(), &events),
+                    read::Effect::Repair(node, number, repair) => {
+                        self.repair(reading.stores(repair), node, number, &events);
+                    }
+                    read::Effect::Reply(result) => {
+                        if result.as_ref().is_ok_and(|done| done.repaired) {
+                            self.metrics.read_repairs.inc();
+                        }
+                        reply.take().map(|reply| reply.send(result));
+                    }
+                    read::Effect::Finished => return,
+                }
+            }
+            next = Some(tokio::select! {
+                biased;
+                event = incoming.recv() => match event {
+                    Some(event) => event,
+                    None => return,
+                },
+                () = self.sleep_until(deadline) => read::Event::Deadline,
+                () = self.sleep_until(hedge) => {
+                    hedge = None;
+                    read::Event::HedgeDue
+                }
+            });
+        }
+    }
+
+    /// Reads the own copy; if it is not yet durable, the event comes when it is.
+    fn fetch_own<R: Reading>(
+        &self,
+        reading: &Arc<R>,
+        own: &mut Option<R::Answer>,
+        events: &mpsc::UnboundedSender<read::Event<R::Answer>>,
+    ) {
+        let answer = match reading.read_own(&self.committer) {
+            Ok(answer) => answer,
+            Err(cause) => {
+                self.count_damage(&cause);
+                let _ = events.send(read::Event::Failed(self.me));
+                return;
+            }
+        };
+        match reading.unsettled(&self.committer) {
+            None => {
+                *own = Some(answer.clone());
+                let _ = events.send(read::Event::Answered(self.me, answer));
+            }
+            Some(group) => {
+                let (committer, me, events) = (self.committer.clone(), self.me, events.clone());
+                tokio::spawn(async move {
+                    let event = match committer.settled(group).await {
+                        true => read::Event::Answered(me, answer),
+                        false => read::Event::Failed(me),
+                    };
+                    let _ = events.send(event);
+                });
+            }
+        }
+    }
+
+    fn count_damage(&self, cause: &Cause) {
+        self.metrics.damaged_records.inc();
+        tracing::error!(?cause, "the own copy can't be read");
+    }
+
+    fn fetch<R: Reading>(
+        &self,
+        reading: &Arc<R>,
+        node: NodeId,
+        own: Option<R::Answer>,
+        events: &mpsc::UnboundedSender<read::Event<R::Answer>>,
+    ) {
+        let operation = reading.operation(own.as_ref());
+        let (reading, failed) = (reading.clone(), events.clone());
+        let events = events.clone();
+        let waiter = Box::new(move |result: Result<answer::Kind, _>| {
+            let answer = result.ok().and_then(|kind| reading.decode(kind, own));
+            let _ = events.send(match answer {
+                Some(answer) => read::Event::Answered(node, answer),
+                None => read::Event::Failed(node),
+            });
+        });
+        let sent = self.links.up(node).is_some_and(|link| link.send(operation, waiter).is_ok());
+        if !sent {
+            let _ = failed.send(read::Event::Failed(node));
+        }
+    }
+
+    /// Stores records on a stale replica; one event when all are stored, or when one was not.
+    fn repair<A>(
+        &self,
+        stores: Vec<(Place, Arc<Record>)>,
+        node: NodeId,
+        number: u32,
+        events: &mpsc::UnboundedSender<read::Event<A>>,
+    ) where
+        A: Send + 'static,
+    {
+        let left = Arc::new(AtomicUsize::new(stores.len()));
+        let finished = move |ok: bool, left: &AtomicUsize, events: &mpsc::UnboundedSender<read::Event<A>>| {
+            if !ok {
+                let _ = events.send(read::Event::RepairFailed(node, number));
+            } else if left.fetch_sub(1, Ordering::AcqRel) == 1 {
+                let _ = events.send(read::Event::Repaired(node, number));
+            }
+        };
+        let link = self.links.up(node);
+        for (place, record) in stores {
+            let bytes = Bytes::from(codec::encode_record(&record));
+            let (left, events) = (left.clone(), events.clone());
+            if node == self.me {
+                let done =
+                    Box::new(move |result: Result<Outcome, Cause>| finished(result.is_ok(), &left, &events));
+                let incoming = Incoming { storage_key: place.storage_key, record, bytes, fresh: false };
+                self.committer.submit(Job::Apply(incoming, done));
+                continue;
+            }
+            let operation =
+                place.operation(operation::Kind::Store(proto::Store { record: bytes, fresh: false }));
+            let (failed, none_left) = (events.clone(), left.clone());
+            let waiter = Box::new(move |result| {
+                finished(matches!(result, Ok(answer::Kind::Stored(_))), &left, &events);
+            });
+            if !link.as_ref().is_some_and(|link| link.send(operation, waiter).is_ok()) {
+                return finished(false, &none_left, &failed);
+            }
+        }
+    }
+}
+
+/// One kind of read: of a key, or of a page.
+pub trait Reading: Send + Sync + 'static {
+    /// What replicas answer.
+    type Answer: read::Readable + Send + 'static;
+
+    /// The own copy.
+    fn read_own(&self, committer: &Committer) -> Result<Self::Answer, Cause>;
+    /// The group to wait for before the own copy counts.
+    fn unsettled(&self, committer: &Committer) -> Option<u64>;
+    /// What a peer is asked, which need not send what `own` has.
+    fn operation(&self, own: Option<&Self::Answer>) -> proto::Operation;
+    /// A peer's answer; none if it is a refusal or not what was asked for.
+    fn decode(&self, answer: answer::Kind, own: Option<Self::Answer>) -> Option<Self::Answer>;
+    /// What to store where for a repair.
+    fn stores(&self, repair: <Self::Answer as read::Readable>::Repair) -> Vec<(Place, Arc<Record>)>;
+}
+
+/// A digest on the wire.
+pub fn digest_bytes(digest: Digest) -> Bytes {
+    Bytes::copy_from_slice(&digest.0)
+}

@@ -1,0 +1,23 @@
+//! The node: where the rooms meet.
+//!
+//! [`startup`] opens a data directory and joins a cluster; [`server`] holds what runs. A client's request
+//! comes through [`service`] to the [`coordinator`], whose machines are fed by [`drive`]; what is written goes
+//! through the [`committer`], what is sent through [`links`]. [`peers`] is the other side of a link.
+
+pub mod committer;
+pub mod config;
+pub mod coordinator;
+pub mod datadir;
+pub mod decrees;
+pub mod drive;
+pub mod env;
+pub mod gossip;
+pub mod http;
+pub mod links;
+pub mod maps;
+pub mod peers;
+pub mod readings;
+pub mod scans;
+pub mod server;
+pub mod service;
+pub mod startup;

@@ -1,0 +1,391 @@
+//! What this node does for its peers: admits them, and carries out their operations.
+//!
+//! Rules:
+//! 1. A peer of another cluster, another protocol or not in the cluster map is refused, and told why.
+//! 2. The data directory of each node is remembered, durably, before it is admitted: one with another disk
+//!    under a known node id has lost its disk, and must not vote in a read quorum. It is refused until
+//!    repair can refill it.
+//! 3. Of two live processes with one node id the later is refused.
+//! 4. An operation under another layout version, or on a partition that is not this node's, is refused.
+//! 5. A fresh record with a stamp that is too far ahead of the own clock is refused (F17).
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tonic::Status;
+
+use super::committer::{Incoming, Job};
+use super::coordinator::Coordinator;
+use super::drive::Place;
+use super::links::{Links, Me, PROTOCOL_VERSION};
+use super::maps::Maps;
+use super::readings::page_of_wire;
+use crate::replica::apply::Outcome;
+use crate::replica::fetch::{self, Fetched};
+use crate::replica::scan;
+use crate::ring::preflist::preference_list;
+use crate::rpc::peer_service::{PeerHandler, Reply, Sender};
+use crate::rpc::proto::{self, answer, fetched, operation, refusal::Reason};
+use crate::rpc::transport::BoxFuture;
+use crate::storage::{Batch, schema};
+use crate::types::error::Cause;
+use crate::types::ids::{DiskId, KeyspaceId, NodeId, PartitionId};
+use crate::types::key::{Key, Position};
+use crate::version::codec;
+use crate::version::hlc::Stamp;
+use crate::version::record::Digest;
+
+#[derive(Debug, Clone, Default)]
+struct Admitted {
+    nonce: String,
+    streams: usize,
+}
+
+/// The peer side of a node.
+pub struct Peers {
+    /// Who this node is.
+    pub me: Me,
+    /// Runs what is forwarded.
+    pub coordinator: Arc<Coordinator>,
+    /// The cluster map.
+    pub maps: Arc<Maps>,
+    /// The way back to the peers.
+    pub links: Arc<Links>,
+    /// Who has said hello, and is it still there.
+    admitted: Mutex<BTreeMap<NodeId, Admitted>>,
+    /// One hello at a time: what is remembered of a disk is read and written together.
+    hello: tokio::sync::Mutex<()>,
+}
+
+/// Why a caller is refused, and whether trying again is of no use.
+struct Refused(String, bool);
+
+impl Peers {
+    /// A node that has met nobody.
+    pub fn new(me: Me, coordinator: Arc<Coordinator>, maps: Arc<Maps>, links: Arc<Links>) -> Peers {
+        Peers {
+            me,
+            coordinator,
+            maps,
+            links,
+            admitted: Mutex::default(),
+            hello: tokio::sync::Mutex::default(),
+        }
+    }
+
+    async fn judge(&self, request: &proto::HelloRequest) -> Result<(), Refused> {
+        let again = |why: String| Err(Refused(why, false));
+        if request.protocol_version != PROTOCOL_VERSION {
+            let (theirs, mine) = (request.protocol_version, PROTOCOL_VERSION);
+            return again(format!("protocol version {theirs}, this node speaks {mine}"));
+        }
+        if request.cluster_id != self.me.cluster.to_string() {
+            let (theirs, mine) = (&request.cluster_id, self.me.cluster);
+            return again(format!(
+                "cluster {theirs:?} is not this node's {mine}: the bootstrap lists must be equal on all nodes"
+            ));
+        }
+        if request.expected_node_id != self.me.node.to_string() {
+            let (theirs, mine) = (&request.expected_node_id, self.me.node);
+            return again(format!("node {theirs:?} was called, but {mine} answers at this address"));
+        }
+        let map = self.maps.current();
+        let member = request.node_id.parse().ok().and_then(|id| map.member(id));
+        let Some(member) = member else {
+            return again(format!("node {:?} is not in the cluster map", request.node_id));
+        };
+        if member.id == self.me.node {
+            return Err(Refused(format!("{} is this node's own id", member.id), true));
+        }
+        let Ok(disk) = request.disk_id.parse::<DiskId>() else {
+            return again(format!("disk_id: {:?} is not a disk id", request.disk_id));
+        };
+        self.judge_life(member.id, &request.nonce)?;
+        self.judge_disk(member.id, &member.name, disk).await
+    }
+
+    /// Rule 3.
+    fn judge_life(&self, node: NodeId, nonce: &str) -> Result<(), Refused> {
+        let admitted = self.admitted.lock().unwrap_or_else(PoisonError::into_inner);
+        match admitted.get(&node) {
+            Some(other) if other.nonce != nonce && other.streams > 0 => {
+                Err(Refused(format!("another process with node id {node} is alive"), false))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Rule 2.
+    async fn judge_disk(&self, node: NodeId, name: &str, disk: DiskId) -> Result<(), Refused> {
+        let committer = &self.coordinator.driver.committer;
+        let key = schema::meta_key(&format!("{}{node}", schema::META_PEERS));
+        let known = committer.storage().get(&key).map_err(|e| Refused(e.to_string(), false))?;
+        let known = known.and_then(|value| {
+            let body = schema::open(&key, &value).ok()?;
+            Some(DiskId(u64::from_be_bytes(body.try_into().ok()?)))
+        });
+        match known {
+            Some(known) if known == disk => Ok(()),
+            Some(known) => Err(Refused(
+                format!(
+                    "node {node} ({name}) is known with data directory {known} and comes with {disk}: its disk is \
+                     lost or is another's; an empty directory must not vote, and refilling one is not built yet. \
+                     Start it on its own data directory"
+                ),
+                true,
+            )),
+            None => {
+                let mut batch = Batch::new();
+                batch.put(key.clone(), schema::seal(&key, &disk.0.to_be_bytes()));
+                committer.write(batch).await.map_err(|cause| Refused(format!("{cause:?}"), false))
+            }
+        }
+    }
+
+    fn store(&self, from: Sender, place: Place, store: proto::Store, reply: Reply) {
+        let record = match codec::decode_record(&store.record) {
+            Ok(record) => record,
+            Err(bad) => return reply.refuse(Reason::BadRequest, bad.to_string()),
+        };
+        let driver = &self.coordinator.driver;
+        if store.fresh {
+            let now = driver.clock.wall();
+            let checked =
+                driver.committer.with_minter(|minter| minter.clock_mut().observe(now, record.stamp()));
+            if let Err(too_far) = checked {
+                driver.metrics.clock_skew.inc();
+                tracing::warn!(node = %from.node, %too_far, "a write is refused");
+                return reply.refuse(Reason::ClockSkew, too_far.to_string());
+            }
+        }
+        let incoming = Incoming {
+            storage_key: place.storage_key,
+            record: Arc::new(record),
+            bytes: store.record,
+            fresh: store.fresh,
+        };
+        let done = move |result| match result {
+            Ok(Outcome::Superseded(stamp)) => reply.send(answer::Kind::Superseded(stamp.0)),
+            Ok(Outcome::Changed(_) | Outcome::Unchanged) => reply.send(answer::Kind::Stored(true)),
+            Err(Cause::Overloaded(_)) => reply.refuse(Reason::Overloaded, "the commit queue is full"),
+            Err(cause) => reply.refuse(Reason::Storage, format!("{cause:?}")),
+        };
+        driver.committer.submit(Job::Apply(incoming, Box::new(done)));
+    }
+
+    fn fetch(&self, place: &Place, fetch: &proto::Fetch, reply: Reply) {
+        let committer = &self.coordinator.driver.committer;
+        let have = <[u8; 16]>::try_from(&fetch.have[..]).ok().map(Digest);
+        let fetched = match fetch::fetch_unless(committer.storage(), &place.storage_key, have) {
+            Ok(fetched) => fetched,
+            Err(error) => return self.refuse_damaged(reply, &error.to_string()),
+        };
+        let kind = match fetched {
+            Fetched::Same => fetched::Kind::Same(true),
+            Fetched::Nothing => fetched::Kind::None(true),
+            Fetched::Other(copy) => fetched::Kind::Record(copy.bytes),
+        };
+        let answer = answer::Kind::Fetched(proto::Fetched { kind: Some(kind) });
+        self.send_settled(committer.unsettled(&place.storage_key), answer, reply);
+    }
+
+    fn page(&self, keyspace: u32, page: proto::FetchPage, reply: Reply) {
+        let committer = &self.coordinator.driver.committer;
+        let Some(request) = page_of_wire(keyspace, page) else {
+            return reply.refuse(Reason::BadRequest, "partition: out of range");
+        };
+        let page = match scan::page(committer.storage(), &request) {
+            Ok(page) => page,
+            Err(error) => return self.refuse_damaged(reply, &error.to_string()),
+        };
+        let entry = |(suffix, record): (Vec<u8>, Vec<u8>)| proto::PageEntry {
+            suffix: suffix.into(),
+            record: record.into(),
+        };
+        let entries = page.entries.into_iter().map(entry).collect();
+        let answer = answer::Kind::Page(proto::Page { entries, more: page.more });
+        self.send_settled(committer.unsettled_any(), answer, reply);
+    }
+
+    fn refuse_damaged(&self, reply: Reply, problem: &str) {
+        self.coordinator.driver.metrics.damaged_records.inc();
+        tracing::error!(problem, "a record can't be read");
+        reply.refuse(Reason::Storage, problem);
+    }
+
+    /// Sends what was read once it is durable.
+    fn send_settled(&self, group: Option<u64>, answer: answer::Kind, reply: Reply) {
+        let Some(group) = group else { return reply.send(answer) };
+        let committer = self.coordinator.driver.committer.clone();
+        tokio::spawn(async move {
+            match committer.settled(group).await {
+                true => reply.send(answer),
+                false => reply.refuse(Reason::Storage, "a sync has failed"),
+            }
+        });
+    }
+
+    /// Rule 4: the place of a key, if its partition is this node's under the layout that both know.
+    fn place(
+        &self,
+        from: Sender,
+        operation: &proto::Operation,
+        any: bool,
+    ) -> Result<Place, (Reason, String)> {
+        let map = self.maps.current();
+        let bad = |problem: String| (Reason::BadRequest, problem);
+        let key = Key::new(operation.key.clone(), operation.sort.clone());
+        let key = key.map_err(|invalid| bad(invalid.to_string()))?;
+        let Some(keyspace) = map.keyspace_by_id(KeyspaceId(operation.keyspace_id)) else {
+            self.maps.suspect_stale();
+            return Err((
+                Reason::StaleLayout,
+                format!("keyspace {} is not known here", operation.keyspace_id),
+            ));
+        };
+        let partition = map.partitions.of(Position::of(&keyspace.name, key.partition_key()));
+        if !any {
+            self.check_owner(from, &map, keyspace, partition)?;
+        }
+        let storage_key = schema::record_key(partition, keyspace.id, &key);
+        Ok(Place { keyspace: keyspace.id, key, storage_key })
+    }
+
+    fn check_owner(
+        &self,
+        from: Sender,
+        map: &crate::ring::layout::ClusterMap,
+        keyspace: &crate::types::policy::Keyspace,
+        partition: PartitionId,
+    ) -> Result<(), (Reason, String)> {
+        if from.layout_version != map.layout.version {
+            let (theirs, mine) = (from.layout_version, map.layout.version);
+            return Err((Reason::StaleLayout, format!("layout version {theirs}, this node has {mine}")));
+        }
+        if !preference_list(map, keyspace, partition).homes.contains(&self.me.node) {
+            return Err((Reason::StaleLayout, format!("partition {partition} is not this node's")));
+        }
+        Ok(())
+    }
+
+    fn check_page(&self, from: Sender, keyspace: u32, partition: u32) -> Result<(), (Reason, String)> {
+        let map = self.maps.current();
+        let Some(keyspace) = map.keyspace_by_id(KeyspaceId(keyspace)) else {
+            self.maps.suspect_stale();
+            return Err((Reason::StaleLayout, format!("keyspace {keyspace} is not known here")));
+        };
+        match u16::try_from(partition) {
+            Ok(id) if partition < map.partitions.count() => {
+                self.check_owner(from, &map, keyspace, PartitionId(id))
+            }
+            _ => Err((Reason::BadRequest, format!("partition: {partition} is out of range"))),
+        }
+    }
+
+    fn on_key(
+        &self,
+        from: Sender,
+        operation: &proto::Operation,
+        any: bool,
+        reply: Reply,
+        then: impl FnOnce(Place, Reply),
+    ) {
+        match self.place(from, operation, any) {
+            Ok(place) => then(place, reply),
+            Err((reason, message)) => {
+                self.coordinator.driver.metrics.peer_refusals.inc();
+                reply.refuse(reason, message);
+            }
+        }
+    }
+}
+
+impl PeerHandler for Peers {
+    fn hello(&self, request: proto::HelloRequest) -> BoxFuture<'_, proto::HelloResponse> {
+        Box::pin(async move {
+            let _one_at_a_time = self.hello.lock().await;
+            let judged = self.judge(&request).await;
+            if judged.is_ok()
+                && let Ok(node) = request.node_id.parse()
+            {
+                let mut admitted = self.admitted.lock().unwrap_or_else(PoisonError::into_inner);
+                let entry = admitted.entry(node).or_default();
+                if entry.nonce != request.nonce {
+                    *entry = Admitted { nonce: request.nonce, streams: 0 };
+                }
+            }
+            let Refused(refused, is_final) = judged.err().unwrap_or(Refused(String::new(), false));
+            if !refused.is_empty() {
+                tracing::warn!(node = %request.node_id, %refused, "a peer is refused");
+            }
+            let (node_id, nonce) = (self.me.node.to_string(), self.me.nonce.to_string());
+            proto::HelloResponse { refused, r#final: is_final, node_id, nonce }
+        })
+    }
+
+    fn accepts(&self, node: &str, nonce: &str) -> Option<NodeId> {
+        let node = node.parse().ok()?;
+        let mut admitted = self.admitted.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = admitted.get_mut(&node).filter(|entry| entry.nonce == nonce)?;
+        entry.streams += 1;
+        Some(node)
+    }
+
+    fn gone(&self, node: NodeId, nonce: &str) {
+        let mut admitted = self.admitted.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = admitted.get_mut(&node).filter(|entry| entry.nonce == nonce) {
+            entry.streams = entry.streams.saturating_sub(1);
+        }
+    }
+
+    fn observe_clock(&self, from: NodeId, clock: Stamp) {
+        self.links.observe_clock(&from.to_string(), clock);
+    }
+
+    fn clock(&self) -> Stamp {
+        self.coordinator.driver.committer.with_minter(|minter| minter.clock().last())
+    }
+
+    fn operation(&self, from: Sender, mut operation: proto::Operation, reply: Reply) {
+        match operation.kind.take() {
+            Some(operation::Kind::Store(store)) => {
+                self.on_key(from, &operation, false, reply, |place, reply| {
+                    self.store(from, place, store, reply)
+                });
+            }
+            Some(operation::Kind::Fetch(fetch)) => {
+                let any = fetch.inspect;
+                self.on_key(from, &operation, any, reply, |place, reply| self.fetch(&place, &fetch, reply));
+            }
+            Some(operation::Kind::Page(page)) => {
+                match self.check_page(from, operation.keyspace_id, page.partition) {
+                    Ok(()) => self.page(operation.keyspace_id, page, reply),
+                    Err((reason, message)) => reply.refuse(reason, message),
+                }
+            }
+            Some(operation::Kind::Forward(forward)) => {
+                let coordinator = self.coordinator.clone();
+                tokio::spawn(async move {
+                    match coordinator.admit() {
+                        Ok(_admitted) => {
+                            let kind = Some(coordinator.forwarded(forward).await);
+                            reply.send(answer::Kind::Forwarded(proto::Forwarded { kind }));
+                        }
+                        Err(failure) => reply.refuse(Reason::NotServing, failure.to_string()),
+                    }
+                });
+            }
+            Some(operation::Kind::Ping(_)) => reply.send(answer::Kind::Pong(true)),
+            None => reply.refuse(Reason::BadRequest, "kind: is missing or not known"),
+        }
+    }
+
+    fn pull_map(&self, have_version: u64) -> Option<Vec<u8>> {
+        let map = self.maps.current();
+        (map.version.0 > have_version).then(|| map.encode())
+    }
+
+    fn decree(&self, request: proto::DecreeRequest) -> BoxFuture<'_, Result<proto::DecreeResponse, Status>> {
+        Box::pin(self.maps.answer_decree(request))
+    }
+}

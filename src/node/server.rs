@@ -1,0 +1,432 @@
+//! A running node: everything that a data directory, a configuration and an environment make.
+//!
+//! Order of the start: the ports are bound, peers are served, links and gossip begin; a new data directory
+//! waits until its peers have admitted it; then clients are served. While starting and draining, health says
+//! `NOT_SERVING` and requests are refused with `applied = NO`.
+//!
+//! Admission: a new directory under a node id that the cluster knows has lost its disk and must not vote.
+//! Each peer remembers the directory of each node. A new one is admitted when more than half of the *other*
+//! nodes have taken it: two such sets always share a node, so a directory that was admitted once is never
+//! replaced by an empty one without notice.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+
+use super::committer::{self, Committer};
+use super::config::Config;
+use super::coordinator::{Coordinator, Serving};
+use super::drive::Driver;
+use super::env::Env;
+use super::gossip::{self, GossipHandle};
+use super::http::{HttpState, serve_http};
+use super::links::{Contact, Links, Me};
+use super::maps::Maps;
+use super::peers::Peers;
+use super::service::NodeService;
+use super::startup::StartError;
+use crate::gossip::digest::NodeReport;
+use crate::gossip::identity::Identity;
+use crate::replica::mint::{Minter, stored_number};
+use crate::ring::layout::ClusterMap;
+use crate::rpc::cluster_service::ClusterService;
+use crate::rpc::kv_service::KvService;
+use crate::rpc::peer_service::PeerService;
+use crate::rpc::proto;
+use crate::rpc::proto::cluster_server::ClusterServer;
+use crate::rpc::proto::kv_server::KvServer;
+use crate::rpc::proto::peer_server::PeerServer;
+use crate::rpc::transport::{Connection, Listener};
+use crate::storage::{Batch, Storage, schema};
+use crate::telemetry::metrics::Metrics;
+use crate::types::ids::{DiskId, Incarnation, Nonce};
+use crate::types::limits::MESSAGE_BYTES_MAX;
+use crate::types::policy::Durability;
+use crate::version::hlc::{Hlc, Stamp};
+
+/// How long a node that all its peers refuse keeps trying before it gives up.
+const REFUSED_GRACE: Duration = Duration::from_secs(10);
+/// How often a node tells gossip of itself.
+const REPORT_PERIOD: Duration = Duration::from_secs(1);
+/// How long requests under way may take once the node drains.
+const DRAIN_MAX: Duration = Duration::from_secs(5);
+/// Largest message of a client: the largest value that can be configured, and room for the rest.
+const CLIENT_MESSAGE_MAX: usize = 2 * crate::types::limits::VALUE_BYTES_MAX;
+
+/// What a data directory says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Disk {
+    /// Its identity.
+    pub id: DiskId,
+    /// Its life.
+    pub incarnation: Incarnation,
+}
+
+/// A node that runs until it is stopped or dropped.
+pub struct Node {
+    service: Arc<NodeService>,
+    serving: watch::Sender<Serving>,
+    health: [tonic_health::server::HealthReporter; 2],
+    links: Arc<Links>,
+    committer: Committer,
+    gossip: GossipHandle,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+struct Ready {
+    serving: watch::Receiver<Serving>,
+    metrics: Arc<Metrics>,
+}
+
+impl HttpState for Ready {
+    fn ready(&self) -> Result<(), String> {
+        match &*self.serving.borrow() {
+            Serving::Ready => Ok(()),
+            Serving::Starting(why) => Err(format!("starting: {why}")),
+            Serving::Draining => Err("stopping".into()),
+        }
+    }
+
+    fn metrics(&self) -> String {
+        self.metrics.render()
+    }
+}
+
+/// The ports of a node, bound before anything is promised.
+struct Ports {
+    client: Box<dyn Listener>,
+    peer: Box<dyn Listener>,
+    http: Box<dyn Listener>,
+}
+
+async fn bind(env: &Env, config: &Config) -> Result<Ports, StartError> {
+    let listen = async |field: &'static str, at: SocketAddr| {
+        let bound = env.network.listen(at).await;
+        bound.map_err(|error| StartError::Port { field, at, error: error.to_string() })
+    };
+    Ok(Ports {
+        client: listen("listen.client", config.listen.client).await?,
+        peer: listen("listen.peer", config.listen.peer).await?,
+        http: listen("listen.http", config.listen.http).await?,
+    })
+}
+
+/// Accepts connections into a stream, as tonic wants them.
+fn incoming(
+    mut listener: Box<dyn Listener>,
+) -> (ReceiverStream<std::io::Result<Connection>>, JoinHandle<()>) {
+    let (send, receive) = mpsc::channel(16);
+    let task = tokio::spawn(async move {
+        loop {
+            match listener.accept().await {
+                Ok(connection) => {
+                    if send.send(Ok(connection)).await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    // Out of descriptors, most likely: wait for some to close.
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    });
+    (ReceiverStream::new(receive), task)
+}
+
+fn builder(keep_alive: Duration, keep_alive_timeout: Duration) -> Server {
+    Server::builder()
+        .http2_keepalive_interval(Some(keep_alive))
+        .http2_keepalive_timeout(Some(keep_alive_timeout))
+        .initial_stream_window_size(8 << 20)
+        .initial_connection_window_size(16 << 20)
+        .max_concurrent_streams(4_096)
+}
+
+fn log_end(what: &'static str, result: Result<(), tonic::transport::Error>) {
+    if let Err(error) = result {
+        tracing::error!(%error, what, "a server ended");
+    }
+}
+
+impl Node {
+    /// Starts a node on `storage`, which holds `map`. Returns when its ports are bound; it serves clients later
+    /// (see [`Node::admitted`]).
+    pub async fn start(
+        env: Env,
+        config: &Config,
+        storage: Arc<dyn Storage>,
+        disk: Disk,
+        map: ClusterMap,
+    ) -> Result<Node, StartError> {
+        let ports = bind(&env, config).await?;
+        let metrics = Arc::new(Metrics::default());
+        let me = Me {
+            cluster: map.cluster,
+            node: config.node.id,
+            disk: disk.id,
+            incarnation: disk.incarnation,
+            nonce: Nonce(env.random()),
+        };
+        let committer = start_committer(&env, config, storage, disk, &metrics)?;
+        let maps_sender = watch::Sender::new(Arc::new(map));
+        let links = Links::new(me, env.clone(), committer.clone(), metrics.clone(), maps_sender.subscribe());
+        let (serving, serving_seen) =
+            watch::channel(Serving::Starting("not yet admitted by its peers".into()));
+        let driver = Driver {
+            me: me.node,
+            clock: env.clock.clone(),
+            committer: committer.clone(),
+            links: links.clone(),
+            metrics: metrics.clone(),
+        };
+        let coordinator = Arc::new(Coordinator {
+            driver,
+            map: maps_sender.subscribe(),
+            serving: serving_seen.clone(),
+            value_limit: config.limits.value_bytes,
+            requests_limit: config.limits.requests_in_flight,
+            under_way: AtomicUsize::new(0),
+        });
+        let maps = Maps::new(me.node, env.clone(), committer.clone(), maps_sender);
+        let gossip = start_gossip(&env, config, me, &maps.current()).await?;
+        let service = Arc::new(NodeService {
+            coordinator: coordinator.clone(),
+            maps: maps.clone(),
+            gossip: gossip.clone(),
+            durability: config.node.durability,
+            client_address: config.listen.advertised_client(),
+        });
+        let peers = Arc::new(Peers::new(me, coordinator, maps.clone(), links.clone()));
+        let mut node = Node {
+            service,
+            serving,
+            health: [
+                tonic_health::server::HealthReporter::new(),
+                tonic_health::server::HealthReporter::new(),
+            ],
+            links: links.clone(),
+            committer: committer.clone(),
+            gossip: gossip.clone(),
+            tasks: Vec::new(),
+        };
+        node.serve(ports, peers, Arc::new(Ready { serving: serving_seen, metrics: metrics.clone() })).await?;
+        links.connect_all();
+        node.tasks.push(tokio::spawn(maps.clone().follow(links, gossip)));
+        node.tasks.push(tokio::spawn(report(node.service.clone(), metrics)));
+        if config.node.durability == Durability::Interval {
+            node.tasks.push(tokio::spawn(committer::sync_at_intervals(committer)));
+        }
+        Ok(node)
+    }
+
+    async fn serve(&mut self, ports: Ports, peers: Arc<Peers>, ready: Arc<Ready>) -> Result<(), StartError> {
+        let [client_health, peer_health] = &self.health;
+        client_health.set_not_serving::<KvServer<KvService<NodeService>>>().await;
+        client_health.set_not_serving::<ClusterServer<ClusterService<NodeService>>>().await;
+        client_health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+        peer_health.set_serving::<PeerServer<PeerService<Peers>>>().await;
+        let health = |reporter: &tonic_health::server::HealthReporter| {
+            let service = tonic_health::server::HealthService::from_health_reporter(reporter.clone());
+            tonic_health::pb::health_server::HealthServer::new(service)
+        };
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let bad = |error: tonic_reflection::server::Error| StartError::Reflection(error.to_string());
+        let kv = KvServer::new(KvService::new(self.service.clone()))
+            .max_decoding_message_size(CLIENT_MESSAGE_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let clients = builder(Duration::from_secs(10), Duration::from_secs(10))
+            .add_service(kv)
+            .add_service(ClusterServer::new(ClusterService::new(self.service.clone())))
+            .add_service(health(client_health))
+            .add_service(reflection().build_v1().map_err(bad)?)
+            .add_service(reflection().build_v1alpha().map_err(bad)?);
+        let peer = PeerServer::new(PeerService::new(peers))
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let peers = builder(Duration::from_millis(400), Duration::from_millis(900))
+            .add_service(peer)
+            .add_service(health(peer_health));
+        let (connections, accepting) = incoming(ports.client);
+        self.tasks.push(accepting);
+        self.tasks.push(tokio::spawn(async move {
+            log_end("clients", clients.serve_with_incoming(connections).await);
+        }));
+        let (connections, accepting) = incoming(ports.peer);
+        self.tasks.push(accepting);
+        self.tasks.push(tokio::spawn(async move {
+            log_end("peers", peers.serve_with_incoming(connections).await);
+        }));
+        self.tasks.push(tokio::spawn(serve_http(ready, ports.http, std::future::pending())));
+        Ok(())
+    }
+
+    /// Returns when this data directory may serve: at once if it was admitted in an earlier run, else when
+    /// more than half of the other nodes have taken it. An error if it is refused for good.
+    pub async fn admitted(&self) -> Result<(), StartError> {
+        let key = schema::meta_key(schema::META_ADMITTED);
+        let stored = self.committer.storage().get(&key).map_err(|e| StartError::Storage(e.to_string()))?;
+        let others = self.service.maps.current().layout.members.len() - 1;
+        let needed = if others == 0 { 0 } else { others / 2 + 1 };
+        let mut contacts = self.links.contacts();
+        let mut told = std::pin::pin!(tokio::time::sleep(REFUSED_GRACE));
+        loop {
+            let now = contacts.borrow_and_update().clone();
+            if let Some((peer, reason)) = now.iter().find_map(|(peer, contact)| match contact {
+                Contact::Refused { reason, is_final: true } => Some((*peer, reason.clone())),
+                _ => None,
+            }) {
+                return Err(StartError::Refused { by: peer, reason });
+            }
+            let accepted = now.values().filter(|contact| **contact == Contact::Accepted).count();
+            if accepted >= needed {
+                break;
+            }
+            // A directory that was admitted before does not wait for peers, but hears a final refusal.
+            if stored.is_some() && now.len() == others && !now.values().any(|c| *c == Contact::Trying) {
+                break;
+            }
+            tokio::select! {
+                changed = contacts.changed() => if changed.is_err() { break },
+                () = &mut told => {
+                    let refused = now.iter().find_map(|(peer, contact)| match contact {
+                        Contact::Refused { reason, .. } => Some((*peer, reason.clone())),
+                        _ => None,
+                    });
+                    if let (Some((by, reason)), 0) = (refused, accepted) {
+                        return Err(StartError::Refused { by, reason });
+                    }
+                    tracing::warn!(accepted, needed, contacts = ?now, "still waiting for peers to admit this node");
+                    told.as_mut().reset(tokio::time::Instant::now() + REFUSED_GRACE);
+                }
+            }
+        }
+        if stored.is_none() {
+            let mut batch = Batch::new();
+            batch.put(key.clone(), schema::seal(&key, &[1]));
+            self.committer.write(batch).await.map_err(|c| StartError::Storage(format!("{c:?}")))?;
+        }
+        Ok(())
+    }
+
+    /// Takes requests from now on.
+    pub async fn open(&self) {
+        self.serving.send_replace(Serving::Ready);
+        self.set_health(tonic_health::ServingStatus::Serving).await;
+        tracing::info!(node = %self.service.coordinator.driver.me, "ready");
+    }
+
+    async fn set_health(&self, status: tonic_health::ServingStatus) {
+        for name in ["", "quoral.v1.Kv", "quoral.v1.Cluster"] {
+            self.health[0].set_service_status(name, status).await;
+        }
+    }
+
+    /// What clients and operators ask; for a test or a simulation in the same process.
+    pub fn service(&self) -> &Arc<NodeService> {
+        &self.service
+    }
+
+    /// Whether the storage has failed: the node acknowledges nothing any more.
+    pub fn has_failed(&self) -> bool {
+        self.committer.has_failed()
+    }
+
+    /// Takes no new requests, finishes those under way, and says farewell.
+    pub async fn drain(&self) {
+        self.serving.send_replace(Serving::Draining);
+        self.set_health(tonic_health::ServingStatus::NotServing).await;
+        let idle = async {
+            while self.service.coordinator.under_way.load(Ordering::Acquire) > 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        if tokio::time::timeout(DRAIN_MAX, idle).await.is_err() {
+            tracing::warn!("some requests were still under way when the node stopped");
+        }
+        self.gossip.leave().await;
+        // A last group: when it is durable, so is everything before it.
+        if let Err(cause) = self.committer.write(Batch::new()).await {
+            tracing::warn!(?cause, "the last sync failed");
+        }
+    }
+}
+
+fn start_committer(
+    env: &Env,
+    config: &Config,
+    storage: Arc<dyn Storage>,
+    disk: Disk,
+    metrics: &Arc<Metrics>,
+) -> Result<Committer, StartError> {
+    let number =
+        |name| stored_number(&*storage, name).map_err(|error| StartError::Storage(error.to_string()));
+    let clock =
+        Hlc::new(Stamp(number(schema::META_CLOCK_BOUND)?), Duration::from_millis(config.clock.max_skew_ms));
+    let minter = Minter::new(config.node.id, disk.incarnation, clock, number(schema::META_BIRTH_LEASE)?);
+    let (durability, clock) = (config.node.durability, env.clock.clone());
+    Committer::start(storage, minter, durability, clock, metrics.clone(), env.commit)
+        .map_err(|error| StartError::Storage(format!("the commit thread: {error}")))
+}
+
+async fn start_gossip(
+    env: &Env,
+    config: &Config,
+    me: Me,
+    map: &ClusterMap,
+) -> Result<GossipHandle, StartError> {
+    let advertised = config.listen.advertised_peer();
+    let failed =
+        |error: std::io::Error| StartError::Gossip { address: advertised.clone(), error: error.to_string() };
+    let address = env.network.resolve(&advertised).await.map_err(failed)?;
+    let generation = env.clock.wall().0;
+    let identity = Identity::new(me.node, address, me.nonce, generation);
+    let seeds = map.layout.members.iter().filter(|m| m.id != me.node).map(|m| m.address.clone()).collect();
+    let (network, clock, seed) = (env.network.clone(), env.clock.clone(), env.random());
+    gossip::start(network, clock, seed, identity, me.cluster, config.listen.peer, seeds).await.map_err(failed)
+}
+
+/// Tells gossip, and the metrics, how this node is.
+async fn report(service: Arc<NodeService>, metrics: Arc<Metrics>) {
+    let mut maps = service.maps.watch();
+    loop {
+        let map = maps.borrow_and_update().clone();
+        let disk_bytes = service.coordinator.driver.committer.storage().disk_bytes();
+        let load = service.coordinator.under_way.load(Ordering::Relaxed);
+        metrics.disk_bytes.set(disk_bytes);
+        metrics.map_version.set(map.version.0);
+        let told = service.gossip.publish(NodeReport {
+            map_version: map.version,
+            map_digest: map.digest(),
+            client_address: service.client_address.clone(),
+            durability: service.durability.to_string(),
+            disk_bytes,
+            hints: 0,
+            load: u32::try_from(load).unwrap_or(u32::MAX),
+        });
+        if let Err(invalid) = told {
+            tracing::error!(%invalid, "this node can't be told of");
+        }
+        tokio::select! {
+            changed = maps.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(REPORT_PERIOD) => {}
+        }
+    }
+}

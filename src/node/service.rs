@@ -1,0 +1,238 @@
+//! The node as its clients and operators see it: the handlers that the gRPC services call.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::coordinator::{Coordinator, place};
+use super::gossip::GossipHandle;
+use super::maps::Maps;
+use crate::gossip::membership::Liveness;
+use crate::quorum::page::Single;
+use crate::replica::fetch;
+use crate::ring::layout::{ClusterMap, Member};
+use crate::rpc::proto::{self, answer, fetched, operation};
+use crate::rpc::requests::{
+    ClusterHandler, CreateKeyspaceError, ExplainView, GetDone, GetRequest, KvHandler, NewKeyspaceRequest,
+    NodeView, ReplicaView, ScanPage, ScanRequest, StatusView, WriteDone, WriteRequest,
+};
+use crate::rpc::transport::BoxFuture;
+use crate::telemetry::metrics::Verb;
+use crate::types::error::{Cause, Failure};
+use crate::types::ids::NodeId;
+use crate::types::key::Key;
+use crate::types::policy::{Durability, Keyspace};
+use crate::version::codec;
+use crate::version::record::{Payload, Record};
+
+/// How long `explain` waits for a replica.
+const EXPLAIN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The handlers.
+pub struct NodeService {
+    /// Runs requests.
+    pub coordinator: Arc<Coordinator>,
+    /// The cluster map.
+    pub maps: Arc<Maps>,
+    /// Who is alive.
+    pub gossip: GossipHandle,
+    /// This node's own durability.
+    pub durability: Durability,
+    /// Where clients reach this node.
+    pub client_address: String,
+}
+
+impl KvHandler for NodeService {
+    fn value_limit(&self) -> usize {
+        self.coordinator.value_limit
+    }
+
+    fn write(&self, request: WriteRequest) -> BoxFuture<'_, Result<WriteDone, Failure>> {
+        Box::pin(async move {
+            let began = self.coordinator.driver.clock.mono();
+            let verb = if request.payload == Payload::Tombstone { Verb::Delete } else { Verb::Put };
+            let result = match self.coordinator.admit() {
+                Ok(_admitted) => self.coordinator.write(request, true).await,
+                Err(failure) => Err(failure),
+            };
+            self.coordinator.count(verb, began, &result);
+            result
+        })
+    }
+
+    fn get(&self, request: GetRequest) -> BoxFuture<'_, Result<GetDone, Failure>> {
+        Box::pin(async move {
+            let began = self.coordinator.driver.clock.mono();
+            let result = match self.coordinator.admit() {
+                Ok(_admitted) => self.coordinator.get(request, true).await,
+                Err(failure) => Err(failure),
+            };
+            self.coordinator.count(Verb::Get, began, &result);
+            result
+        })
+    }
+
+    fn scan_page(&self, request: ScanRequest) -> BoxFuture<'_, Result<ScanPage, Failure>> {
+        Box::pin(async move {
+            let began = self.coordinator.driver.clock.mono();
+            let result = match self.coordinator.admit() {
+                Ok(_admitted) => self.coordinator.scan_page(request).await,
+                Err(failure) => Err(failure),
+            };
+            self.coordinator.count(Verb::Scan, began, &result);
+            result
+        })
+    }
+}
+
+impl NodeService {
+    /// A node's state by name: what gossip says; before it has said anything, what the link says.
+    fn state_of(&self, node: NodeId) -> &'static str {
+        match self.gossip.members().liveness(node) {
+            Some(Liveness::Alive) => "alive",
+            Some(Liveness::Suspect) => "suspect",
+            Some(Liveness::Left) => "left",
+            Some(Liveness::Down) => "down",
+            None if self.coordinator.is_reachable(node) => "alive",
+            None => "down",
+        }
+    }
+
+    fn node_view(&self, map: &ClusterMap, member: &Member) -> NodeView {
+        let mut view = NodeView {
+            node_id: member.id.to_string(),
+            name: member.name.clone(),
+            address: member.address.clone(),
+            client_address: String::new(),
+            zone: member.zone.clone(),
+            state: self.state_of(member.id).to_owned(),
+            ownership: map.ownership(member.id),
+            hints: 0,
+            disk_bytes: 0,
+            durability: String::new(),
+            map_version: 0,
+        };
+        if member.id == self.coordinator.driver.me {
+            view.client_address.clone_from(&self.client_address);
+            view.disk_bytes = self.coordinator.driver.committer.storage().disk_bytes();
+            view.durability = self.durability.to_string();
+            view.map_version = map.version.0;
+        } else if let Some(state) =
+            self.gossip.members().peers.get(&member.id).and_then(|p| p.last_state.clone())
+        {
+            view.client_address = state.report.client_address;
+            view.disk_bytes = state.report.disk_bytes;
+            view.hints = state.report.hints;
+            view.durability = state.report.durability;
+            view.map_version = state.report.map_version.0;
+        }
+        view
+    }
+
+    /// What a node holds of a key, for people.
+    async fn version_on(&self, node: NodeId, place: &super::drive::Place) -> String {
+        let driver = &self.coordinator.driver;
+        let record: Result<Single, ()> = if node == driver.me {
+            let copy = fetch::fetch(driver.committer.storage(), &place.storage_key);
+            copy.map(|copy| copy.map(|copy| copy.record)).map_err(|_| ())
+        } else {
+            let fetch = proto::Fetch { have: bytes::Bytes::new(), inspect: true };
+            let (send, receive) = tokio::sync::oneshot::channel();
+            let operation = place.operation(operation::Kind::Fetch(fetch));
+            let waiter = Box::new(move |answer| drop(send.send(answer)));
+            let sent = driver.links.up(node).is_some_and(|link| link.send(operation, waiter).is_ok());
+            let answer = match sent {
+                true => tokio::time::timeout(EXPLAIN_TIMEOUT, receive).await,
+                false => return "?".into(),
+            };
+            match answer {
+                Ok(Ok(Ok(answer::Kind::Fetched(proto::Fetched { kind: Some(kind) })))) => match kind {
+                    fetched::Kind::Record(bytes) => {
+                        codec::decode_record(&bytes).map(|r| Some(Arc::new(r))).map_err(|_| ())
+                    }
+                    _ => Ok(None),
+                },
+                _ => return "?".into(),
+            }
+        };
+        match record {
+            Ok(Some(record)) => describe(&record),
+            Ok(None) => "none".into(),
+            Err(()) => "damaged".into(),
+        }
+    }
+}
+
+/// A record's versions, for people: `stamp@node`, or one dot for each sibling; `(deleted)` for tombstones.
+pub fn describe(record: &Record) -> String {
+    let mark = |payload: &Payload| if *payload == Payload::Tombstone { " (deleted)" } else { "" };
+    match record {
+        Record::Lww(v) => format!("{}@{}{}", v.stamp, v.node, mark(&v.payload)),
+        Record::Siblings(set) => {
+            let one = |s: &crate::version::record::Sibling| {
+                let actor = s.dot.actor;
+                format!("{}:{}.{}{}", actor.node, actor.birth, s.dot.counter, mark(&s.payload))
+            };
+            set.iter().map(one).collect::<Vec<_>>().join(", ")
+        }
+    }
+}
+
+impl ClusterHandler for NodeService {
+    fn status(&self) -> StatusView {
+        let map = self.maps.current();
+        StatusView {
+            cluster_id: map.cluster.to_string(),
+            layout_version: map.layout.version.0,
+            map_version: map.version.0,
+            partitions: map.partitions.count(),
+            nodes: map.layout.members.iter().map(|member| self.node_view(&map, member)).collect(),
+            answered_by: self.coordinator.driver.me.to_string(),
+        }
+    }
+
+    fn map(&self) -> Arc<ClusterMap> {
+        self.maps.current()
+    }
+
+    fn create_keyspace(
+        &self,
+        request: NewKeyspaceRequest,
+    ) -> BoxFuture<'_, Result<(Keyspace, u64), CreateKeyspaceError>> {
+        Box::pin(async move {
+            if request.sloppy {
+                let failure = Failure::early(Cause::Unbuilt("sloppy: a sloppy quorum".into()));
+                return Err(CreateKeyspaceError::Failed(failure));
+            }
+            let _admitted = self.coordinator.admit().map_err(CreateKeyspaceError::Failed)?;
+            self.maps.create_keyspace(&self.coordinator.driver.links, request).await
+        })
+    }
+
+    fn explain(&self, keyspace: String, key: Key) -> BoxFuture<'_, Result<ExplainView, Failure>> {
+        Box::pin(async move {
+            let route = self.coordinator.route(&keyspace, key.partition_key())?;
+            let (map, list) = (route.map.clone(), route.list.clone());
+            let place = place(&route, key);
+            let mut replicas = Vec::new();
+            let homes = list.homes.iter().map(|node| (*node, "home"));
+            for (node, role) in homes.chain(list.fallbacks.iter().map(|node| (*node, "fallback"))) {
+                let Some(member) = map.member(node) else { continue };
+                replicas.push(ReplicaView {
+                    node_id: node.to_string(),
+                    name: member.name.clone(),
+                    zone: member.zone.clone(),
+                    role: role.into(),
+                    state: self.state_of(node).into(),
+                    version: self.version_on(node, &place).await,
+                });
+            }
+            Ok(ExplainView {
+                keyspace: route.keyspace.name,
+                partition: route.partition.0.into(),
+                position: format!("{:016x}", route.position.0),
+                layout_version: map.layout.version.0,
+                replicas,
+            })
+        })
+    }
+}

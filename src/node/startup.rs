@@ -1,0 +1,145 @@
+//! From a configuration to a running node, and back: the data directory, the storage engine, the cluster map.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::config::Config;
+use super::datadir::{DataDir, DataDirError};
+use super::env::Env;
+use super::maps::{map_batch, stored_map};
+use super::server::{Disk, Node};
+use crate::ring::layout::{ClusterMap, Member};
+use crate::ring::partition::Partitions;
+use crate::storage::sled::SledStorage;
+use crate::storage::{Batch, Storage, StorageError, schema};
+use crate::types::error::Invalid;
+use crate::types::ids::{DiskId, Incarnation, NodeId};
+use crate::types::policy::Durability;
+
+/// Why a node did not start, or stopped by itself.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum StartError {
+    #[error("bootstrap: {0}")]
+    Bootstrap(#[from] Invalid),
+    #[error("{0}")]
+    DataDir(#[from] DataDirError),
+    #[error("storage: {0}")]
+    Storage(String),
+    #[error("{field}: can't listen at {at}: {error}")]
+    Port { field: &'static str, at: SocketAddr, error: String },
+    #[error("gossip at {address}: {error}")]
+    Gossip { address: String, error: String },
+    #[error("reflection: {0}")]
+    Reflection(String),
+    #[error("refused by node {by}: {reason}")]
+    Refused { by: NodeId, reason: String },
+    #[error("the storage failed: {0}")]
+    Failed(String),
+}
+
+impl From<StorageError> for StartError {
+    fn from(error: StorageError) -> StartError {
+        StartError::Storage(error.to_string())
+    }
+}
+
+/// The cluster map that a configuration's bootstrap list makes.
+pub fn bootstrap_map(config: &Config) -> Result<ClusterMap, Invalid> {
+    let nodes = config.bootstrap.nodes.iter().map(|node| Member {
+        id: node.id,
+        name: node.name.clone(),
+        zone: node.zone.clone(),
+        weight: node.weight,
+        address: node.address.clone(),
+    });
+    let partitions = Partitions::new(config.bootstrap.partitions)?;
+    ClusterMap::bootstrap(&config.bootstrap.cluster, partitions, nodes.collect())
+}
+
+/// The map to start with: the stored one, or the bootstrap list's, which is stored now.
+pub fn starting_map(storage: &dyn Storage, bootstrap: ClusterMap) -> Result<ClusterMap, StartError> {
+    match stored_map(storage).map_err(|error| StartError::Storage(error.to_string()))? {
+        Some(map) => Ok(map),
+        None => {
+            storage.write(&map_batch(&bootstrap))?;
+            storage.sync()?;
+            Ok(bootstrap)
+        }
+    }
+}
+
+/// Runs a node until `shutdown` is done.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send) -> Result<(), StartError> {
+    let env = Env::system();
+    let bootstrap = bootstrap_map(&config)?;
+    let (path, cluster, node) = (&config.node.data_dir, bootstrap.cluster, config.node.id);
+    let mut dir = DataDir::open(path, cluster, node, || DiskId(env.random()), env.clock.wall())?;
+    let storage: Arc<dyn Storage> =
+        Arc::new(SledStorage::open(&dir.storage_path(), config.storage.cache_bytes)?);
+    let disk = begin_life(&mut dir, &*storage, &env, config.node.durability)?;
+    let map = starting_map(&*storage, bootstrap)?;
+    tracing::info!(node = %node, name = %config.node.name, cluster = %cluster, map = %map.version, "starting");
+    let node = Node::start(env, &config, storage.clone(), disk, map).await?;
+    let result = tokio::select! {
+        result = serve(&node) => result,
+        () = shutdown => Ok(()),
+    };
+    if result.is_ok() {
+        tracing::info!("stopping");
+        node.drain().await;
+        end_life(&*storage)?;
+    }
+    result
+}
+
+async fn serve(node: &Node) -> Result<(), StartError> {
+    node.admitted().await?;
+    node.open().await;
+    loop {
+        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        if node.has_failed() {
+            return Err(StartError::Failed("a write or sync failed, see the log; restart the node".into()));
+        }
+    }
+}
+
+const RUNNING_INTERVAL: &[u8] = b"running, durability interval";
+const RUNNING_ALWAYS: &[u8] = b"running, durability always";
+const STOPPED: &[u8] = b"stopped";
+
+/// Takes a new incarnation if the last life may have lost what it acknowledged, and marks this life as begun.
+fn begin_life(
+    dir: &mut DataDir,
+    storage: &dyn Storage,
+    env: &Env,
+    durability: Durability,
+) -> Result<Disk, StartError> {
+    let key = schema::meta_key(schema::META_CLEAN);
+    let last = storage.get(&key)?;
+    let last = last.as_deref().and_then(|value| schema::open(&key, value).ok());
+    if last == Some(RUNNING_INTERVAL) {
+        let next = Incarnation(env.clock.wall().0.max(dir.incarnation.0 + 1));
+        tracing::warn!(incarnation = %next, "the last stop was unclean and not everything was synced");
+        dir.set_incarnation(next)?;
+    }
+    let mark = match durability {
+        Durability::Always => RUNNING_ALWAYS,
+        Durability::Interval => RUNNING_INTERVAL,
+    };
+    write_mark(storage, mark)?;
+    Ok(Disk { id: dir.disk_id, incarnation: dir.incarnation })
+}
+
+fn end_life(storage: &dyn Storage) -> Result<(), StartError> {
+    Ok(write_mark(storage, STOPPED)?)
+}
+
+fn write_mark(storage: &dyn Storage, mark: &[u8]) -> Result<(), StorageError> {
+    let key = schema::meta_key(schema::META_CLEAN);
+    let mut batch = Batch::new();
+    batch.put(key.clone(), schema::seal(&key, mark));
+    storage.write(&batch)?;
+    storage.sync()
+}

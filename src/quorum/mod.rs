@@ -1,0 +1,17 @@
+//! Quorums: the machines that one request runs through at its coordinator.
+//!
+//! A [`put`] stores the coordinator's own copy, sends it to all live home replicas at once and answers at
+//! `w` acknowledgements. A [`read`] asks `r` replicas, merges what they hold, and before it answers writes
+//! the merged version back until `n − r + 1` replicas hold it, so that no later read goes back (G3). Gets
+//! and pages of scans are both reads. All count with one three-valued [`tally`].
+//!
+//! Both are pure: the driver in `node/drive.rs` feeds them events and carries out their effects in order.
+//!
+//! Caveats:
+//! - Home replicas only: sloppy writes and hints are not built yet.
+//! - With `2 r <= n` the write-back covers the replicas asked and no more; G3 is not promised then.
+
+pub mod page;
+pub mod put;
+pub mod read;
+pub mod tally;

@@ -1,0 +1,266 @@
+//! One put (or delete) at its coordinator, which is a home replica.
+//!
+//! Rules, each with a script in `scripts/put_*.txt`:
+//! 1. A put that can't reach `w` is refused before anything is stored: `applied = NO`.
+//! 2. The own copy is durable before anything is sent, and is the first acknowledgement.
+//! 3. The answer goes out at `w` acknowledgements, not later.
+//! 4. A replica that holds a greater stamp says `Superseded`; before the answer, the coordinator stamps again
+//!    above it, stores that and sends it. Acknowledgements of the earlier stamp no longer count.
+//! 5. After two new stamps, what still supersedes is concurrent, and counts as an acknowledgement.
+//! 6. A failure once the own copy may be stored is `applied = MAYBE`; if the own store surely failed and
+//!    nothing was sent, `NO`.
+//! 7. When `w` can't be reached any more the answer does not wait for the deadline.
+//! 8. The machine lives until each replica has answered or the deadline is there; then `Finished`, once.
+//!
+//! Invariants: one `Reply`, one `Finished`; no `Send` before `Stored` of the same round.
+//! Source: the coordinator of Dynamo (DeCandia et al. 2007), and Riak's `put_fsm`; rule 4 is Quoral's.
+
+use super::tally::{Tally, Verdict};
+use crate::machine::Machine;
+use crate::types::error::{Applied, Cause, Failure};
+use crate::types::ids::{LayoutVersion, NodeId};
+use crate::types::limits::RESTAMPS_MAX;
+use crate::types::time::Mono;
+use crate::version::hlc::Stamp;
+
+/// What a put needs to know at its start.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The coordinator; one of `homes`.
+    pub me: NodeId,
+    /// The home replicas, in order, each with whether it looks reachable.
+    pub homes: Vec<(NodeId, bool)>,
+    /// Acknowledgements needed.
+    pub w: u8,
+    /// When the answer must go out.
+    pub deadline: Mono,
+    /// The layout version that `homes` comes from.
+    pub layout_version: LayoutVersion,
+}
+
+/// What a replica said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// It is durable there.
+    Acked,
+    /// A greater stamp is there; what was sent was not stored.
+    Superseded(Stamp),
+    /// It surely was not stored there.
+    Refused,
+    /// The link broke: unknown.
+    Lost,
+}
+
+/// What can happen to a put.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Begin.
+    Start,
+    /// The own copy of this round is durable.
+    Stored,
+    /// The own copy was not stored.
+    StoreFailed(Cause),
+    /// A replica answered what was sent in `round`.
+    Answered {
+        /// The replica.
+        from: NodeId,
+        /// The round.
+        round: u8,
+        /// The answer.
+        answer: Answer,
+    },
+    /// The deadline passed.
+    Deadline,
+}
+
+/// A finished put.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Done {
+    /// Acknowledgements at the time of the answer.
+    pub acks: u32,
+    /// The round whose version was acknowledged.
+    pub round: u8,
+}
+
+/// What a put asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Wake with `Deadline` at this time.
+    Arm(Mono),
+    /// Stamp and store the own copy, above a stamp if there is one.
+    Mint {
+        /// The round that this begins.
+        round: u8,
+        /// A stamp to be above.
+        above: Option<Stamp>,
+    },
+    /// Send the record minted in `round`.
+    Send {
+        /// The replica.
+        to: NodeId,
+        /// The round.
+        round: u8,
+    },
+    /// Answer the client.
+    Reply(Result<Done, Failure>),
+    /// Nothing more will come.
+    Finished,
+}
+
+/// The machine.
+#[derive(Debug, Clone)]
+pub struct Put {
+    plan: Plan,
+    tally: Tally,
+    round: u8,
+    stored: bool,
+    ever_stored: bool,
+    replied: bool,
+    finished: bool,
+}
+
+impl Put {
+    /// A put that has not begun.
+    pub fn new(plan: Plan) -> Put {
+        assert!(plan.homes.iter().any(|(node, _)| *node == plan.me), "the coordinator is a home replica");
+        let members = plan.homes.iter().map(|(node, _)| *node).collect();
+        let tally = Tally::new(members, plan.w);
+        Put { plan, tally, round: 0, stored: false, ever_stored: false, replied: false, finished: false }
+    }
+
+    fn reachable(&self) -> impl Iterator<Item = NodeId> {
+        let me = self.plan.me;
+        self.plan.homes.iter().filter(move |(node, alive)| *alive || *node == me).map(|(node, _)| *node)
+    }
+
+    fn failure(&self, cause: Cause, applied: Applied) -> Failure {
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        Failure {
+            cause,
+            applied,
+            required: self.plan.w.into(),
+            received: count(self.tally.acks()),
+            alive: count(self.reachable().count()),
+            layout_version: self.plan.layout_version,
+            silent: self.plan.homes.iter().map(|h| h.0).filter(|n| !self.tally.has_acked(*n)).collect(),
+        }
+    }
+
+    fn reply(&mut self, result: Result<Done, Failure>, effects: &mut Vec<Effect>) {
+        if !self.replied {
+            self.replied = true;
+            effects.push(Effect::Reply(result));
+        }
+    }
+
+    fn finish(&mut self, effects: &mut Vec<Effect>) {
+        if !self.finished {
+            self.finished = true;
+            effects.push(Effect::Finished);
+        }
+    }
+
+    fn start(&mut self, effects: &mut Vec<Effect>) {
+        for node in self.plan.homes.iter().map(|h| h.0).collect::<Vec<_>>() {
+            if !self.reachable().any(|n| n == node) {
+                self.tally.fail(node);
+            }
+        }
+        if self.tally.verdict() == Verdict::Impossible {
+            let failure = self.failure(Cause::Unavailable, Applied::No);
+            self.reply(Err(failure), effects);
+            self.finish(effects);
+            return;
+        }
+        effects.push(Effect::Arm(self.plan.deadline));
+        effects.push(Effect::Mint { round: 0, above: None });
+    }
+
+    fn stored(&mut self, effects: &mut Vec<Effect>) {
+        self.stored = true;
+        self.ever_stored = true;
+        self.tally.ack(self.plan.me);
+        let round = self.round;
+        for to in self.reachable().filter(|n| *n != self.plan.me).collect::<Vec<_>>() {
+            effects.push(Effect::Send { to, round });
+        }
+        self.judge(effects);
+    }
+
+    fn store_failed(&mut self, cause: Cause, effects: &mut Vec<Effect>) {
+        let applied = if self.ever_stored { Applied::Maybe } else { Applied::No };
+        let failure = self.failure(cause, applied);
+        self.reply(Err(failure), effects);
+        self.finish(effects);
+    }
+
+    fn answered(&mut self, from: NodeId, round: u8, answer: Answer, effects: &mut Vec<Effect>) {
+        if round != self.round || !self.stored {
+            return;
+        }
+        match answer {
+            Answer::Superseded(above) if !self.replied && self.round < RESTAMPS_MAX => {
+                self.round += 1;
+                self.stored = false;
+                self.tally.reset();
+                let reachable: Vec<NodeId> = self.reachable().collect();
+                for node in self.plan.homes.iter().map(|h| h.0).filter(|n| !reachable.contains(n)) {
+                    self.tally.fail(node);
+                }
+                effects.push(Effect::Mint { round: self.round, above: Some(above) });
+                return;
+            }
+            Answer::Acked | Answer::Superseded(_) => self.tally.ack(from),
+            Answer::Refused | Answer::Lost => self.tally.fail(from),
+        }
+        self.judge(effects);
+    }
+
+    fn judge(&mut self, effects: &mut Vec<Effect>) {
+        match self.tally.verdict() {
+            Verdict::Pending => {}
+            Verdict::Met => {
+                let acks = u32::try_from(self.tally.acks()).unwrap_or(u32::MAX);
+                let done = Done { acks, round: self.round };
+                self.reply(Ok(done), effects);
+            }
+            Verdict::Impossible => {
+                let failure = self.failure(Cause::TooFewAcks, Applied::Maybe);
+                self.reply(Err(failure), effects);
+            }
+        }
+        if self.replied && self.plan.homes.iter().all(|(node, _)| self.tally.has_answered(*node)) {
+            self.finish(effects);
+        }
+    }
+}
+
+impl Machine for Put {
+    type Event = Event;
+    type Effect = Effect;
+
+    fn step(&mut self, _now: Mono, event: Event, effects: &mut Vec<Effect>) {
+        if self.finished {
+            return;
+        }
+        match event {
+            Event::Start => self.start(effects),
+            Event::Stored => self.stored(effects),
+            Event::StoreFailed(cause) => self.store_failed(cause, effects),
+            Event::Answered { from, round, answer } => self.answered(from, round, answer, effects),
+            Event::Deadline => {
+                // The mint may still be waiting for the commit thread, so even without `Stored`: maybe.
+                let failure = self.failure(Cause::TooFewAcks, Applied::Maybe);
+                self.reply(Err(failure), effects);
+                self.finish(effects);
+            }
+        }
+    }
+
+    fn check_invariants(&self) {
+        self.tally.check_invariants();
+        assert!(self.round <= RESTAMPS_MAX);
+        assert!(!self.stored || self.ever_stored);
+        assert!(!self.finished || self.replied, "finished without an answer");
+    }
+}

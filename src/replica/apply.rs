@@ -1,0 +1,116 @@
+//! Merges a record that came from elsewhere into the own copy.
+//!
+//! Invariants:
+//! 1. What is stored only ever grows in the order of merging; nothing uncovered is forgotten.
+//! 2. The local mark stays with the record; a record that arrives onto a not-found gets none.
+//! 3. A damaged own copy is replaced by what came: it is worth nothing, and the merge with it is that.
+
+use super::stored::{self, LoadError};
+use crate::storage::{Batch, Storage};
+use crate::version::codec;
+use crate::version::hlc::Stamp;
+use crate::version::record::Record;
+
+/// What to do with a record that came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The own copy has it all.
+    Unchanged,
+    /// To write; acknowledged once it is durable.
+    Changed(Batch),
+    /// A greater stamp is here: a newly stamped write is not stored, its coordinator must know.
+    Superseded(Stamp),
+}
+
+/// A merged record and what it replaced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Applied {
+    /// The outcome.
+    pub outcome: Outcome,
+    /// Whether the own copy was damaged and has been replaced.
+    pub healed: bool,
+}
+
+/// Merges `incoming` (whose encoded form is `bytes`) into the record under `key`. `fresh`: a write that its
+/// coordinator has just stamped, as opposed to a repair.
+pub fn apply(
+    storage: &dyn Storage,
+    key: &[u8],
+    incoming: &Record,
+    bytes: &[u8],
+    fresh: bool,
+) -> Result<Applied, LoadError> {
+    let (old, healed) = match stored::load(storage, key) {
+        Ok(old) => (old, false),
+        Err(LoadError::Damaged(_)) => (None, true),
+        Err(error) => return Err(error),
+    };
+    let Some(mut old) = old else {
+        return Ok(Applied { outcome: Outcome::Changed(batch(key, None, bytes)), healed });
+    };
+    if let (Record::Lww(mine), Record::Lww(theirs), true) = (&old.record, incoming, fresh)
+        && mine.order() > theirs.order()
+    {
+        return Ok(Applied { outcome: Outcome::Superseded(mine.stamp), healed });
+    }
+    let changed = old.record.merge(incoming).map_err(|m| LoadError::Damaged(m.to_string()))?;
+    let outcome = if changed {
+        Outcome::Changed(batch(key, old.line, &codec::encode_record(&old.record)))
+    } else {
+        Outcome::Unchanged
+    };
+    Ok(Applied { outcome, healed })
+}
+
+fn batch(key: &[u8], line: Option<stored::Line>, bytes: &[u8]) -> Batch {
+    let mut batch = Batch::new();
+    batch.put(key, stored::encode(key, line, bytes));
+    batch
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::memory::MemoryStorage;
+    use crate::types::ids::NodeId;
+    use crate::version::record::{LwwVersion, Payload};
+
+    fn lww(stamp: u64) -> (Record, Vec<u8>) {
+        let payload = Payload::Tombstone;
+        let record =
+            Record::Lww(LwwVersion { stamp: Stamp(stamp), node: NodeId(1), payload, expires_at: None });
+        let bytes = codec::encode_record(&record);
+        (record, bytes)
+    }
+
+    fn apply_and_write(storage: &MemoryStorage, stamp: u64, fresh: bool) -> Applied {
+        let (record, bytes) = lww(stamp);
+        let applied = apply(storage, b"dkey", &record, &bytes, fresh).expect("readable");
+        if let Outcome::Changed(batch) = &applied.outcome {
+            storage.write(batch).expect("written");
+        }
+        applied
+    }
+
+    /// F16: a write whose stamp loses is reported to its coordinator, not silently dropped.
+    #[test]
+    fn f16_a_fresh_write_that_loses_is_superseded() {
+        let storage = MemoryStorage::default();
+        assert!(matches!(apply_and_write(&storage, 5, true).outcome, Outcome::Changed(_)));
+        assert_eq!(apply_and_write(&storage, 4, true).outcome, Outcome::Superseded(Stamp(5)));
+        assert_eq!(apply_and_write(&storage, 5, true).outcome, Outcome::Unchanged, "a repeated send");
+        assert_eq!(apply_and_write(&storage, 4, false).outcome, Outcome::Unchanged, "a repair");
+        assert!(matches!(apply_and_write(&storage, 6, true).outcome, Outcome::Changed(_)));
+    }
+
+    #[test]
+    fn a_damaged_copy_is_healed_by_what_comes() {
+        let storage = MemoryStorage::default();
+        let mut bad = Batch::new();
+        bad.put(&b"dkey"[..], &b"junk"[..]);
+        storage.write(&bad).expect("written");
+        assert!(matches!(stored::load(&storage, b"dkey"), Err(LoadError::Damaged(_))));
+        assert!(apply_and_write(&storage, 5, false).healed);
+        assert!(stored::load(&storage, b"dkey").expect("readable").is_some());
+    }
+}

@@ -1,0 +1,355 @@
+//! Makes a new version at its coordinator: one stamp, one dot, one batch.
+//!
+//! Invariants:
+//! 1. A dot is issued once. Its line is extended only where the stored local mark says that this life of the
+//!    data directory minted it, and only above every counter of the line that the record or the client's
+//!    context knows; else a new birth begins (F10, F11; riak_kv#679).
+//! 2. Births come from leases, stamps stay below the clock's bound; a new lease or bound is in the same batch
+//!    as the version that needs it, so both are durable before the version leaves the node.
+//! 3. A new version is never covered by what it replaces, and drops only what the client's context covers.
+
+use bytes::Bytes;
+
+use super::stored::{self, Line, LoadError};
+use crate::storage::schema;
+use crate::storage::{Batch, Storage};
+use crate::types::ids::{Birth, Incarnation, NodeId};
+use crate::types::limits::{BIRTH_LEASE, RECORD_BYTES_MAX, SIBLINGS_MAX};
+use crate::types::policy::Conflicts;
+use crate::types::time::WallMs;
+use crate::version::codec;
+use crate::version::dvv::{Actor, Context, Dot};
+use crate::version::hlc::{Hlc, Stamp};
+use crate::version::record::{LwwVersion, Payload, Record, Sibling};
+
+/// A node's sources of dots and stamps.
+#[derive(Debug, Clone)]
+pub struct Minter {
+    node: NodeId,
+    incarnation: Incarnation,
+    clock: Hlc,
+    next_birth: u64,
+    birth_lease: u64,
+}
+
+impl Minter {
+    /// Sources that go on where the durable clock and lease (0 for a new data directory) end.
+    pub fn new(node: NodeId, incarnation: Incarnation, clock: Hlc, durable_lease: u64) -> Minter {
+        Minter { node, incarnation, clock, next_birth: durable_lease + 1, birth_lease: durable_lease }
+    }
+
+    /// The clock.
+    pub fn clock(&self) -> &Hlc {
+        &self.clock
+    }
+
+    /// The clock, to follow the stamps of others.
+    pub fn clock_mut(&mut self) -> &mut Hlc {
+        &mut self.clock
+    }
+
+    fn stamp(&mut self, now: WallMs, floor: Stamp, batch: &mut Batch) -> Stamp {
+        let issued = self.clock.issue(now, floor);
+        if let Some(bound) = issued.new_bound {
+            put_number(batch, schema::META_CLOCK_BOUND, bound.0);
+        }
+        issued.stamp
+    }
+
+    fn birth(&mut self, batch: &mut Batch) -> Birth {
+        if self.next_birth > self.birth_lease {
+            self.birth_lease += BIRTH_LEASE;
+            put_number(batch, schema::META_BIRTH_LEASE, self.birth_lease);
+        }
+        let birth = Birth(self.next_birth);
+        self.next_birth += 1;
+        birth
+    }
+}
+
+fn put_number(batch: &mut Batch, name: &str, number: u64) {
+    let key = schema::meta_key(name);
+    let value = schema::seal(&key, &number.to_be_bytes());
+    batch.put(key, value);
+}
+
+/// Reads a number that a minter stored; 0 if there is none.
+pub fn stored_number(storage: &dyn Storage, name: &str) -> Result<u64, LoadError> {
+    let key = schema::meta_key(name);
+    let Some(value) = storage.get(&key)? else { return Ok(0) };
+    let body = schema::open(&key, &value).map_err(|d| LoadError::Damaged(format!("{name}: {d}")))?;
+    let bytes = body.try_into().map_err(|_| LoadError::Damaged(format!("{name}: not a number")))?;
+    Ok(u64::from_be_bytes(bytes))
+}
+
+/// A write to mint.
+#[derive(Debug, Clone)]
+pub struct Mint {
+    /// The storage key.
+    pub storage_key: Vec<u8>,
+    /// The keyspace's policy.
+    pub conflicts: Conflicts,
+    /// What to write.
+    pub payload: Payload,
+    /// What the client has seen: what this write replaces.
+    pub seen: Context,
+    /// A stamp to be above: what the client has seen, or what superseded the last one.
+    pub above: Stamp,
+    /// How long the version lives, in milliseconds.
+    pub ttl_ms: Option<u64>,
+}
+
+/// A minted version.
+#[derive(Debug, Clone)]
+pub struct Minted {
+    /// What to write; nothing leaves the node before it is durable.
+    pub batch: Batch,
+    /// The merged record, encoded: what is sent.
+    pub record: Bytes,
+    /// The version's stamp.
+    pub stamp: Stamp,
+    /// Its dot, in a `siblings` record.
+    pub dot: Option<Dot>,
+    /// How many versions the record has now.
+    pub versions: usize,
+    /// Whether the own copy was damaged: what it held must come back from the other replicas.
+    pub damaged: bool,
+}
+
+/// Why a write can't be minted; nothing was written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MintError {
+    /// The stored record can't be read.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The record has as many siblings as allowed, and this would add one.
+    #[error("{0} siblings")]
+    TooManySiblings(usize),
+    /// The record would be too large.
+    #[error(
+        "the key's concurrent values together have {0} bytes, over the limit of {RECORD_BYTES_MAX} bytes"
+    )]
+    TooLarge(usize),
+}
+
+/// Mints a version and the batch that stores it.
+pub fn mint(
+    storage: &dyn Storage,
+    minter: &mut Minter,
+    now: WallMs,
+    write: &Mint,
+) -> Result<Minted, MintError> {
+    let (old, damaged) = match stored::load(storage, &write.storage_key) {
+        Ok(old) => (old, false),
+        Err(LoadError::Damaged(_)) => (None, true),
+        Err(error) => return Err(error.into()),
+    };
+    let minted = match write.conflicts {
+        Conflicts::Lww => mint_lww(minter, now, write, old),
+        Conflicts::Siblings => mint_sibling(minter, now, write, old),
+    }?;
+    Ok(Minted { damaged, ..minted })
+}
+
+fn expires_at(now: WallMs, ttl_ms: Option<u64>) -> Option<WallMs> {
+    ttl_ms.map(|ttl| WallMs(now.0.saturating_add(ttl)))
+}
+
+fn finish(
+    mut batch: Batch,
+    write: &Mint,
+    line: Option<Line>,
+    record: &Record,
+    stamp: Stamp,
+    dot: Option<Dot>,
+) -> Minted {
+    let bytes = codec::encode_record(record);
+    batch.put(write.storage_key.clone(), stored::encode(&write.storage_key, line, &bytes));
+    Minted { batch, record: bytes.into(), stamp, dot, versions: record.versions(), damaged: false }
+}
+
+fn mint_lww(
+    minter: &mut Minter,
+    now: WallMs,
+    write: &Mint,
+    old: Option<stored::Stored>,
+) -> Result<Minted, MintError> {
+    let mut batch = Batch::new();
+    let floor = old.map_or(Stamp::default(), |old| old.record.stamp()).max(write.above);
+    let stamp = minter.stamp(now, floor, &mut batch);
+    let record = Record::Lww(LwwVersion {
+        stamp,
+        node: minter.node,
+        payload: write.payload.clone(),
+        expires_at: expires_at(now, write.ttl_ms),
+    });
+    Ok(finish(batch, write, None, &record, stamp, None))
+}
+
+fn mint_sibling(
+    minter: &mut Minter,
+    now: WallMs,
+    write: &Mint,
+    old: Option<stored::Stored>,
+) -> Result<Minted, MintError> {
+    let mut batch = Batch::new();
+    let (line, mut record) = match old {
+        Some(old) => (old.line, old.record),
+        None => (None, Record::Siblings(Vec::new())),
+    };
+    let past = write.seen.clone();
+    let line = next_line(minter, line, &record.context(), &past, &mut batch);
+    let actor = Actor { node: minter.node, incarnation: line.incarnation, birth: line.birth };
+    let dot = Dot { actor, counter: line.counter };
+    let stamp = minter.stamp(now, record.stamp().max(write.above), &mut batch);
+    let before = record.versions();
+    let sibling = Sibling {
+        dot,
+        past,
+        stamp,
+        payload: write.payload.clone(),
+        expires_at: expires_at(now, write.ttl_ms),
+    };
+    record.replace(sibling).map_err(|mismatch| LoadError::Damaged(mismatch.to_string()))?;
+    if record.versions() > SIBLINGS_MAX && record.versions() > before {
+        return Err(MintError::TooManySiblings(before));
+    }
+    if record.payload_bytes() > RECORD_BYTES_MAX {
+        return Err(MintError::TooLarge(record.payload_bytes()));
+    }
+    Ok(finish(batch, write, Some(line), &record, stamp, Some(dot)))
+}
+
+/// The line to mint on: the marked one, one further, if nothing knows more of it than the mark does; else a
+/// new birth.
+fn next_line(
+    minter: &mut Minter,
+    marked: Option<Line>,
+    known: &Context,
+    seen: &Context,
+    batch: &mut Batch,
+) -> Line {
+    let own = marked.filter(|line| {
+        let actor = Actor { node: minter.node, incarnation: line.incarnation, birth: line.birth };
+        line.incarnation == minter.incarnation
+            && known.top(&actor) <= line.counter
+            && seen.top(&actor) <= line.counter
+    });
+    match own {
+        Some(line) => Line { counter: line.counter + 1, ..line },
+        None => Line { incarnation: minter.incarnation, birth: minter.birth(batch), counter: 1 },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::memory::MemoryStorage;
+    use crate::types::ids::{KeyspaceId, PartitionId};
+    use crate::types::key::Key;
+    use crate::types::limits::CLOCK_SKEW_DEFAULT;
+
+    fn minter(lease: u64) -> Minter {
+        Minter::new(NodeId(1), Incarnation(7), Hlc::new(Stamp(0), CLOCK_SKEW_DEFAULT), lease)
+    }
+
+    fn write(conflicts: Conflicts, seen: Context) -> Mint {
+        let key = Key::new(&b"k"[..], &b""[..]).expect("a valid key");
+        Mint {
+            storage_key: schema::record_key(PartitionId(3), KeyspaceId(1), &key),
+            conflicts,
+            payload: Payload::Value(Bytes::from_static(b"v")),
+            seen,
+            above: Stamp(0),
+            ttl_ms: None,
+        }
+    }
+
+    fn mint_and_write(storage: &MemoryStorage, minter: &mut Minter, write: &Mint) -> Minted {
+        let minted = mint(storage, minter, WallMs(1_000), write).expect("minted");
+        storage.write(&minted.batch).expect("written");
+        minted
+    }
+
+    #[test]
+    fn lww_stamps_grow_even_when_the_clock_stands() {
+        let (storage, mut m) = (MemoryStorage::default(), minter(0));
+        let w = write(Conflicts::Lww, Context::new());
+        let a = mint_and_write(&storage, &mut m, &w);
+        let b = mint_and_write(&storage, &mut m, &w);
+        assert!(b.stamp > a.stamp);
+        assert!(stored_number(&storage, schema::META_CLOCK_BOUND).expect("a number") > b.stamp.0);
+    }
+
+    #[test]
+    fn a_line_is_extended_and_blind_writes_become_siblings() {
+        let (storage, mut m) = (MemoryStorage::default(), minter(0));
+        let a = mint_and_write(&storage, &mut m, &write(Conflicts::Siblings, Context::new()));
+        let b = mint_and_write(&storage, &mut m, &write(Conflicts::Siblings, Context::new()));
+        assert_eq!(b.versions, 2);
+        let (a, b) = (a.dot.expect("a dot"), b.dot.expect("a dot"));
+        assert_eq!((a.actor, a.counter, b.counter), (b.actor, 1, 2));
+        let mut seen = Context::new();
+        seen.insert(a);
+        seen.insert(b);
+        let c = mint_and_write(&storage, &mut m, &write(Conflicts::Siblings, seen));
+        assert_eq!(c.versions, 1);
+        assert_eq!(stored_number(&storage, schema::META_BIRTH_LEASE).expect("a number"), BIRTH_LEASE);
+    }
+
+    /// F10: a coordinator that lost its copy does not issue its old dots again.
+    #[test]
+    fn f10_a_lost_record_starts_a_new_birth() {
+        let (storage, mut m) = (MemoryStorage::default(), minter(0));
+        let w = write(Conflicts::Siblings, Context::new());
+        let first = mint_and_write(&storage, &mut m, &w).dot.expect("a dot");
+        let mut forget = Batch::new();
+        forget.delete(w.storage_key.clone());
+        storage.write(&forget).expect("written");
+        let again = mint_and_write(&storage, &mut m, &w).dot.expect("a dot");
+        assert_ne!(first, again);
+        assert_ne!(first.actor.birth, again.actor.birth);
+    }
+
+    /// F11: a record that came by replication onto a not-found has no mark, so its line is not extended.
+    #[test]
+    fn f11_a_replicated_record_is_not_extended() {
+        let (storage, mut m) = (MemoryStorage::default(), minter(0));
+        let w = write(Conflicts::Siblings, Context::new());
+        let first = mint_and_write(&storage, &mut m, &w);
+        let mut replicated = Batch::new();
+        replicated.put(w.storage_key.clone(), stored::encode(&w.storage_key, None, &first.record));
+        storage.write(&replicated).expect("written");
+        let next = mint_and_write(&storage, &mut m, &w);
+        assert_ne!(first.dot.expect("a dot").actor, next.dot.expect("a dot").actor);
+        assert_eq!(next.versions, 2, "and both are kept");
+    }
+
+    /// A restart goes on above the durable lease, so births never repeat.
+    #[test]
+    fn births_go_on_above_the_lease_after_a_restart() {
+        let (storage, mut m) = (MemoryStorage::default(), minter(0));
+        let w = write(Conflicts::Siblings, Context::new());
+        let first = mint_and_write(&storage, &mut m, &w).dot.expect("a dot");
+        let mut restarted = minter(stored_number(&storage, schema::META_BIRTH_LEASE).expect("a number"));
+        let mut forget = Batch::new();
+        forget.delete(w.storage_key.clone());
+        storage.write(&forget).expect("written");
+        let again = mint_and_write(&storage, &mut restarted, &w).dot.expect("a dot");
+        assert!(again.actor.birth > first.actor.birth);
+    }
+
+    #[test]
+    fn the_limit_on_siblings_is_for_writes_that_add_one() {
+        let (storage, mut m) = (MemoryStorage::default(), minter(0));
+        let blind = write(Conflicts::Siblings, Context::new());
+        for _ in 0..SIBLINGS_MAX {
+            mint_and_write(&storage, &mut m, &blind);
+        }
+        let refused = mint(&storage, &mut m, WallMs(1), &blind).expect_err("one too many");
+        assert_eq!(refused, MintError::TooManySiblings(SIBLINGS_MAX));
+        let all = stored::load(&storage, &blind.storage_key).expect("readable").expect("there");
+        let resolved = mint_and_write(&storage, &mut m, &write(Conflicts::Siblings, all.record.context()));
+        assert_eq!(resolved.versions, 1);
+    }
+}

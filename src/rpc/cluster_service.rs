@@ -1,0 +1,137 @@
+//! `quoral.v1.Cluster`: what operators ask.
+
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+
+use super::convert;
+use super::proto::{self, cluster_server::Cluster};
+use super::requests::{ClusterHandler, CreateKeyspaceError};
+use crate::types::error::Failure;
+use crate::types::key::Key;
+
+/// The service over a node.
+pub struct ClusterService<H> {
+    node: Arc<H>,
+}
+
+impl<H: ClusterHandler> ClusterService<H> {
+    /// The service over `node`.
+    pub fn new(node: Arc<H>) -> ClusterService<H> {
+        ClusterService { node }
+    }
+}
+
+#[tonic::async_trait]
+impl<H: ClusterHandler> Cluster for ClusterService<H> {
+    async fn status(
+        &self,
+        _: Request<proto::StatusRequest>,
+    ) -> Result<Response<proto::StatusResponse>, Status> {
+        let view = self.node.status();
+        let node = |node: super::requests::NodeView| proto::NodeStatus {
+            node_id: node.node_id,
+            name: node.name,
+            address: node.address,
+            client_address: node.client_address,
+            zone: node.zone,
+            state: node.state,
+            ownership: node.ownership,
+            hints: node.hints,
+            disk_bytes: node.disk_bytes,
+            durability: node.durability,
+            map_version: node.map_version,
+        };
+        Ok(Response::new(proto::StatusResponse {
+            cluster_id: view.cluster_id,
+            layout_version: view.layout_version,
+            map_version: view.map_version,
+            partitions: view.partitions,
+            nodes: view.nodes.into_iter().map(node).collect(),
+            answered_by: view.answered_by,
+        }))
+    }
+
+    async fn layout(
+        &self,
+        _: Request<proto::LayoutRequest>,
+    ) -> Result<Response<proto::LayoutResponse>, Status> {
+        let map = self.node.map();
+        let members = &map.layout.members;
+        let member = |m: &crate::ring::layout::Member| proto::LayoutMember {
+            node_id: m.id.to_string(),
+            name: m.name.clone(),
+            address: m.address.clone(),
+            zone: m.zone.clone(),
+            weight: m.weight,
+        };
+        let owners = |owners: &Vec<u16>| proto::PartitionOwners {
+            owners: owners.iter().map(|at| members[usize::from(*at)].id.to_string()).collect(),
+        };
+        Ok(Response::new(proto::LayoutResponse {
+            cluster_id: map.cluster.to_string(),
+            map_version: map.version.0,
+            layout_version: map.layout.version.0,
+            members: members.iter().map(member).collect(),
+            partitions: map.layout.owners.iter().map(owners).collect(),
+        }))
+    }
+
+    async fn create_keyspace(
+        &self,
+        request: Request<proto::CreateKeyspaceRequest>,
+    ) -> Result<Response<proto::CreateKeyspaceResponse>, Status> {
+        let request = convert::new_keyspace(request.into_inner());
+        let request = request.map_err(|invalid| convert::status(&Failure::from(invalid)))?;
+        match self.node.create_keyspace(request).await {
+            Ok((keyspace, map_version)) => Ok(Response::new(proto::CreateKeyspaceResponse {
+                keyspace: Some(convert::keyspace_info(&keyspace)),
+                map_version,
+            })),
+            Err(CreateKeyspaceError::Exists(keyspace)) => {
+                let name = keyspace.name;
+                Err(convert::taken(format!("keyspace: there is a keyspace {name:?} already")))
+            }
+            Err(CreateKeyspaceError::Invalid(invalid)) => Err(convert::status(&Failure::from(invalid))),
+            Err(CreateKeyspaceError::Failed(failure)) => Err(convert::status(&failure)),
+        }
+    }
+
+    async fn list_keyspaces(
+        &self,
+        _: Request<proto::ListKeyspacesRequest>,
+    ) -> Result<Response<proto::ListKeyspacesResponse>, Status> {
+        let map = self.node.map();
+        let keyspaces = map.keyspaces.iter().map(convert::keyspace_info).collect();
+        Ok(Response::new(proto::ListKeyspacesResponse { keyspaces, map_version: map.version.0 }))
+    }
+
+    async fn explain(
+        &self,
+        request: Request<proto::ExplainRequest>,
+    ) -> Result<Response<proto::ExplainResponse>, Status> {
+        let message = request.into_inner();
+        let key = Key::new(message.key, message.sort);
+        let key = key.map_err(|invalid| convert::status(&Failure::from(invalid)))?;
+        let keyspace = match message.keyspace.as_str() {
+            "" => convert::DEFAULT_KEYSPACE.into(),
+            name => name.to_owned(),
+        };
+        let view = self.node.explain(keyspace, key).await.map_err(|f| convert::status(&f))?;
+        let replica = |replica: super::requests::ReplicaView| proto::ReplicaView {
+            node_id: replica.node_id,
+            name: replica.name,
+            zone: replica.zone,
+            role: replica.role,
+            state: replica.state,
+            version: replica.version,
+        };
+        Ok(Response::new(proto::ExplainResponse {
+            keyspace: view.keyspace,
+            partition: view.partition,
+            position: view.position,
+            layout_version: view.layout_version,
+            replicas: view.replicas.into_iter().map(replica).collect(),
+        }))
+    }
+}

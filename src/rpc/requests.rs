@@ -1,0 +1,226 @@
+//! Validated requests and their outcomes: what the services hand to the node, and get back.
+//!
+//! A message is turned into one of these once, at the edge (`convert.rs`); a value of these types can't be
+//! malformed. The traits are what `rpc` calls; `node` implements them.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::transport::BoxFuture;
+use crate::types::error::{Failure, Invalid};
+use crate::types::key::Key;
+use crate::types::policy::{Conflicts, Keyspace, Level};
+use crate::types::time::WallMs;
+use crate::version::record::{Live, Payload};
+
+/// A put or a delete.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WriteRequest {
+    /// The keyspace's name.
+    pub keyspace: String,
+    /// The key.
+    pub key: Key,
+    /// A value, or a tombstone.
+    pub payload: Payload,
+    /// As the client sent it; empty for none.
+    pub context: Bytes,
+    /// Acknowledgements asked for.
+    pub w: Option<Level>,
+    /// How long the value lives, in milliseconds.
+    pub ttl_ms: Option<u64>,
+    /// Until the answer must be there.
+    pub timeout: Duration,
+}
+
+/// A write that was acknowledged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WriteDone {
+    /// Covers this write and what it replaced.
+    pub context: Bytes,
+    /// Acknowledgements asked for.
+    pub w: u32,
+    /// Acknowledgements received.
+    pub acks: u32,
+    /// The version's stamp.
+    pub stamp: u64,
+}
+
+/// A get.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GetRequest {
+    /// The keyspace's name.
+    pub keyspace: String,
+    /// The key.
+    pub key: Key,
+    /// Answers asked for.
+    pub r: Option<Level>,
+    /// Until the answer must be there.
+    pub timeout: Duration,
+}
+
+/// What a get found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GetDone {
+    /// The concurrent values; none if not found.
+    pub siblings: Vec<Live>,
+    /// Covers all versions, tombstones too; empty if there is none.
+    pub context: Bytes,
+    /// Answers asked for.
+    pub r: u32,
+    /// Answers received.
+    pub replies: u32,
+}
+
+/// A scan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScanRequest {
+    /// The keyspace's name.
+    pub keyspace: String,
+    /// One partition key; none for the whole keyspace.
+    pub partition_key: Option<Bytes>,
+    /// Sort keys that begin so.
+    pub prefix: Bytes,
+    /// First sort key.
+    pub start: Option<Bytes>,
+    /// The sort key to stop before.
+    pub end: Option<Bytes>,
+    /// Most entries.
+    pub limit: Option<u64>,
+    /// From last to first.
+    pub reverse: bool,
+    /// As the client sent it; empty for none.
+    pub cursor: Bytes,
+    /// Answers asked for, for each page.
+    pub r: Option<Level>,
+    /// For each page.
+    pub timeout: Duration,
+}
+
+/// A key with its values, as a scan gives it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScanEntry {
+    /// The key.
+    pub key: Key,
+    /// Its values.
+    pub siblings: Vec<Live>,
+    /// Covers its versions.
+    pub context: Bytes,
+}
+
+/// A part of a scan's answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScanPage {
+    /// In order.
+    pub entries: Vec<ScanEntry>,
+    /// To go on behind the last entry; none on the last page.
+    pub cursor: Option<Bytes>,
+}
+
+/// Runs the requests of clients.
+pub trait KvHandler: Send + Sync + 'static {
+    /// Largest value, in bytes.
+    fn value_limit(&self) -> usize;
+    /// A put or delete.
+    fn write(&self, request: WriteRequest) -> BoxFuture<'_, Result<WriteDone, Failure>>;
+    /// A get.
+    fn get(&self, request: GetRequest) -> BoxFuture<'_, Result<GetDone, Failure>>;
+    /// The next page of a scan; the request's cursor says where.
+    fn scan_page(&self, request: ScanRequest) -> BoxFuture<'_, Result<ScanPage, Failure>>;
+}
+
+/// A node as `status` shows it.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub struct NodeView {
+    pub node_id: String,
+    pub name: String,
+    pub address: String,
+    pub client_address: String,
+    pub zone: String,
+    pub state: String,
+    pub ownership: f64,
+    pub hints: u64,
+    pub disk_bytes: u64,
+    pub durability: String,
+    pub map_version: u64,
+}
+
+/// The cluster as `status` shows it.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub struct StatusView {
+    pub cluster_id: String,
+    pub layout_version: u64,
+    pub map_version: u64,
+    pub partitions: u32,
+    pub nodes: Vec<NodeView>,
+    pub answered_by: String,
+}
+
+/// A replica as `explain` shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct ReplicaView {
+    pub node_id: String,
+    pub name: String,
+    pub zone: String,
+    pub role: String,
+    pub state: String,
+    pub version: String,
+}
+
+/// A key as `explain` shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct ExplainView {
+    pub keyspace: String,
+    pub partition: u32,
+    pub position: String,
+    pub layout_version: u64,
+    pub replicas: Vec<ReplicaView>,
+}
+
+/// A keyspace to create; what is not given gets its default.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct NewKeyspaceRequest {
+    pub name: String,
+    pub conflicts: Conflicts,
+    pub n: Option<u8>,
+    pub r: Option<u8>,
+    pub w: Option<u8>,
+    pub sloppy: bool,
+    pub ttl_ms: Option<u64>,
+}
+
+/// Why a keyspace was not created.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CreateKeyspaceError {
+    /// A field breaks a rule.
+    Invalid(Invalid),
+    /// The name is taken.
+    Exists(Keyspace),
+    /// It could not be decided.
+    Failed(Failure),
+}
+
+/// Answers the questions of operators.
+pub trait ClusterHandler: Send + Sync + 'static {
+    /// Nodes and their states.
+    fn status(&self) -> StatusView;
+    /// The encoded cluster map is decoded by the caller; this is the map itself.
+    fn map(&self) -> std::sync::Arc<crate::ring::layout::ClusterMap>;
+    /// Creates a keyspace.
+    fn create_keyspace(
+        &self,
+        request: NewKeyspaceRequest,
+    ) -> BoxFuture<'_, Result<(Keyspace, u64), CreateKeyspaceError>>;
+    /// Where a key lives, and what each replica holds.
+    fn explain(&self, keyspace: String, key: Key) -> BoxFuture<'_, Result<ExplainView, Failure>>;
+}
+
+/// The wall-clock time from which on a value that lives `ttl_ms` is gone, for the wire: 0 means never.
+pub fn expires_for_wire(at: Option<WallMs>) -> u64 {
+    at.map_or(0, |at| at.0)
+}

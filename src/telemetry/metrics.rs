@@ -1,0 +1,141 @@
+//! Every metric of a node, by its name in `/metrics`. The nouns are those of the proto and the docs.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+/// What a client asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(missing_docs)]
+pub enum Verb {
+    Put,
+    Get,
+    Delete,
+    Scan,
+}
+
+/// How it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(missing_docs)]
+pub enum Outcome {
+    Ok,
+    Invalid,
+    Unavailable,
+    TooFewAcks,
+    Overloaded,
+    Other,
+}
+
+/// Labels of a request.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[allow(missing_docs)]
+pub struct RequestLabels {
+    pub verb: Verb,
+    pub outcome: Outcome,
+}
+
+/// Labels of a latency.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[allow(missing_docs)]
+pub struct VerbLabels {
+    pub verb: Verb,
+}
+
+/// A node's metrics.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Requests of clients by verb and outcome.
+    pub requests: Family<RequestLabels, Counter>,
+    /// Seconds from a request's arrival to its answer.
+    pub latency: Family<VerbLabels, Histogram>,
+    /// Requests forwarded to a home replica.
+    pub forwarded: Counter,
+    /// Reads whose answers differed.
+    pub read_repairs: Counter,
+    /// Records that were damaged when read.
+    pub damaged_records: Counter,
+    /// Puts that had to be stamped again.
+    pub restamps: Counter,
+    /// Keys whose siblings passed the warning level, counted at each write.
+    pub many_siblings: Counter,
+    /// Syncs of the commit thread, and the jobs that shared them.
+    pub commit_groups: Counter,
+    /// Jobs of the commit thread.
+    pub commit_jobs: Counter,
+    /// Operations of peers refused, and stamps that were too far ahead.
+    pub peer_refusals: Counter,
+    /// Stamps refused for being too far ahead of the own clock.
+    pub clock_skew: Counter,
+    /// Peers with a live link.
+    pub links: Gauge<i64>,
+    /// The version of the cluster map.
+    pub map_version: Gauge<u64, AtomicU64>,
+    /// Bytes of the data directory.
+    pub disk_bytes: Gauge<u64, AtomicU64>,
+}
+
+impl Default for Metrics {
+    fn default() -> Metrics {
+        let mut registry = Registry::with_prefix("quoral");
+        macro_rules! register {
+            ($name:literal, $help:literal, $metric:expr) => {{
+                let metric = $metric;
+                registry.register($name, $help, metric.clone());
+                metric
+            }};
+        }
+        let seconds = || Histogram::new(exponential_buckets(0.0001, 2.0, 17));
+        Metrics {
+            requests: register!("requests", "Requests by verb and outcome", Family::default()),
+            latency: register!(
+                "request_seconds",
+                "Seconds to the answer",
+                Family::<VerbLabels, Histogram>::new_with_constructor(seconds)
+            ),
+            forwarded: register!(
+                "requests_forwarded",
+                "Requests sent on to a home replica",
+                Counter::default()
+            ),
+            read_repairs: register!("read_repairs", "Reads whose answers differed", Counter::default()),
+            damaged_records: register!("damaged_records", "Records found damaged", Counter::default()),
+            restamps: register!("put_restamps", "Puts that had to be stamped again", Counter::default()),
+            many_siblings: register!(
+                "many_siblings",
+                "Writes of keys with many siblings",
+                Counter::default()
+            ),
+            commit_groups: register!("commit_groups", "Syncs of the commit thread", Counter::default()),
+            commit_jobs: register!("commit_jobs", "Jobs of the commit thread", Counter::default()),
+            peer_refusals: register!("peer_refusals", "Operations of peers refused", Counter::default()),
+            clock_skew: register!("clock_skew_refusals", "Stamps too far ahead", Counter::default()),
+            links: register!("peer_links", "Peers with a live link", Gauge::default()),
+            map_version: register!("cluster_map_version", "Version of the cluster map", Gauge::default()),
+            disk_bytes: register!("disk_bytes", "Bytes of the data directory", Gauge::default()),
+            registry,
+        }
+    }
+}
+
+impl Metrics {
+    /// All metrics in the OpenMetrics text format.
+    pub fn render(&self) -> String {
+        let mut out = String::new();
+        // Writing to a String can't fail.
+        let _ = text::encode(&mut out, &self.registry);
+        out
+    }
+
+    /// Counts a finished request that took `micros`.
+    pub fn finished(&self, verb: Verb, outcome: Outcome, micros: u64) {
+        self.requests.get_or_create(&RequestLabels { verb, outcome }).inc();
+        #[allow(clippy::cast_precision_loss)]
+        self.latency.get_or_create(&VerbLabels { verb }).observe(micros as f64 / 1e6);
+    }
+}

@@ -1,0 +1,236 @@
+//! Golden scripts: one file for each rule of a request machine, beside the machine.
+//!
+//! A script's first line states the rule. `put` or `read` with its plan begins a machine; a line `> event` is
+//! fed to it, and the lines below are exactly the effects it must push, in order, after which its invariants
+//! are checked. `UPDATE_GOLDEN=1 cargo test --test golden` writes what the machines do now; read the diff.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quoral::machine::Machine;
+use quoral::quorum::page::Single;
+use quoral::quorum::{put, read};
+use quoral::types::error::{Applied, Cause, Failure};
+use quoral::types::ids::{LayoutVersion, NodeId};
+use quoral::types::time::Mono;
+use quoral::version::hlc::Stamp;
+use quoral::version::record::{LwwVersion, Payload, Record};
+
+fn node(text: &str) -> NodeId {
+    NodeId(text.trim_start_matches('n').parse().unwrap_or_else(|_| panic!("a node like n1, not {text:?}")))
+}
+
+fn name(id: NodeId) -> String {
+    format!("n{}", id.0)
+}
+
+/// `key=value` words of a line.
+fn options(words: &[&str]) -> BTreeMap<String, String> {
+    let pair = |word: &&str| word.split_once('=').map(|(k, v)| (k.to_owned(), v.to_owned()));
+    words.iter().filter_map(pair).collect()
+}
+
+fn nodes(text: &str) -> Vec<NodeId> {
+    text.split(',').filter(|t| !t.is_empty()).map(node).collect()
+}
+
+/// A record of `lww` with this stamp; `none` is no record.
+fn record(text: &str) -> Single {
+    let stamp: u64 = text.trim_start_matches('v').parse().ok()?;
+    let payload = Payload::Value(text.to_owned().into());
+    Some(Arc::new(Record::Lww(LwwVersion {
+        stamp: Stamp(stamp),
+        node: NodeId(1),
+        payload,
+        expires_at: None,
+    })))
+}
+
+fn show(record: &Single) -> String {
+    record.as_ref().map_or("none".into(), |record| format!("v{}", record.stamp().0))
+}
+
+fn show_failure(failure: &Failure) -> String {
+    let cause = match &failure.cause {
+        Cause::Unavailable => "unavailable",
+        Cause::TooFewAcks => "too-few",
+        Cause::Storage(_) => "storage",
+        other => panic!("not in a script: {other:?}"),
+    };
+    let applied = if failure.applied == Applied::No { "no" } else { "maybe" };
+    let Failure { required, received, alive, .. } = failure;
+    format!("failed {cause} applied={applied} required={required} received={received} alive={alive}")
+}
+
+trait Scripted {
+    fn feed(&mut self, now: Mono, words: &[&str]) -> Vec<String>;
+}
+
+struct PutScript(put::Put);
+
+impl PutScript {
+    fn begin(words: &[&str]) -> PutScript {
+        let o = options(words);
+        let down = nodes(o.get("down").map_or("", String::as_str));
+        let homes = nodes(&o["homes"]).into_iter().map(|n| (n, !down.contains(&n))).collect();
+        PutScript(put::Put::new(put::Plan {
+            me: node(&o["me"]),
+            homes,
+            w: o["w"].parse().expect("a number"),
+            deadline: Mono(5_000),
+            layout_version: LayoutVersion(1),
+        }))
+    }
+}
+
+impl Scripted for PutScript {
+    fn feed(&mut self, now: Mono, words: &[&str]) -> Vec<String> {
+        let o = options(words);
+        let answered = |from: &str, answer| put::Event::Answered {
+            from: node(from),
+            round: o.get("round").map_or(0, |r| r.parse().expect("a number")),
+            answer,
+        };
+        let event = match words {
+            ["start"] => put::Event::Start,
+            ["stored"] => put::Event::Stored,
+            ["store-failed"] => put::Event::StoreFailed(Cause::Storage("full".into())),
+            ["deadline"] => put::Event::Deadline,
+            ["acked", from, ..] => answered(from, put::Answer::Acked),
+            ["superseded", from, ..] => {
+                answered(from, put::Answer::Superseded(Stamp(o["by"].parse().expect("a number"))))
+            }
+            ["refused", from, ..] => answered(from, put::Answer::Refused),
+            ["lost", from, ..] => answered(from, put::Answer::Lost),
+            other => panic!("no event of a put: {other:?}"),
+        };
+        let mut effects = Vec::new();
+        self.0.step(now, event, &mut effects);
+        self.0.check_invariants();
+        let show = |effect: &put::Effect| match effect {
+            put::Effect::Arm(at) => format!("arm at={}", at.0),
+            put::Effect::Mint { round, above: None } => format!("mint round={round}"),
+            put::Effect::Mint { round, above: Some(above) } => {
+                format!("mint round={round} above={}", above.0)
+            }
+            put::Effect::Send { to, round } => format!("send {} round={round}", name(*to)),
+            put::Effect::Reply(Ok(done)) => format!("reply ok acks={} round={}", done.acks, done.round),
+            put::Effect::Reply(Err(failure)) => format!("reply {}", show_failure(failure)),
+            put::Effect::Finished => "finished".into(),
+        };
+        effects.iter().map(show).collect()
+    }
+}
+
+struct ReadScript(read::Read<Single>);
+
+impl ReadScript {
+    fn begin(words: &[&str]) -> ReadScript {
+        let o = options(words);
+        let homes = nodes(&o["homes"]);
+        let down = nodes(o.get("down").map_or("", String::as_str));
+        ReadScript(read::Read::new(read::Plan {
+            candidates: homes.iter().copied().filter(|n| !down.contains(n)).collect(),
+            homes,
+            r: o["r"].parse().expect("a number"),
+            deadline: Mono(5_000),
+            hedge_after: Duration::from_micros(100),
+            layout_version: LayoutVersion(1),
+        }))
+    }
+}
+
+impl Scripted for ReadScript {
+    fn feed(&mut self, now: Mono, words: &[&str]) -> Vec<String> {
+        let number = |text: &&str| text.parse().expect("a number");
+        let event = match words {
+            ["start"] => read::Event::Start,
+            ["answer", from, version] => read::Event::Answered(node(from), record(version)),
+            ["failed", from] => read::Event::Failed(node(from)),
+            ["repaired", from, generation] => read::Event::Repaired(node(from), number(generation)),
+            ["repair-failed", from, generation] => read::Event::RepairFailed(node(from), number(generation)),
+            ["hedge"] => read::Event::HedgeDue,
+            ["deadline"] => read::Event::Deadline,
+            other => panic!("no event of a read: {other:?}"),
+        };
+        let mut effects = Vec::new();
+        self.0.step(now, event, &mut effects);
+        self.0.check_invariants();
+        let show = |effect: &read::Effect<Single>| match effect {
+            read::Effect::ArmDeadline(at) => format!("arm-deadline at={}", at.0),
+            read::Effect::ArmHedge(at) => format!("arm-hedge at={}", at.0),
+            read::Effect::Fetch(to) => format!("fetch {}", name(*to)),
+            read::Effect::Repair(to, generation, record) => {
+                format!("repair {} {} generation={generation}", name(*to), show(&Some(record.clone())))
+            }
+            read::Effect::Reply(Ok(done)) => {
+                format!("reply {} replies={} repaired={}", show(&done.answer), done.replies, done.repaired)
+            }
+            read::Effect::Reply(Err(failure)) => format!("reply {}", show_failure(failure)),
+            read::Effect::Finished => "finished".into(),
+        };
+        effects.iter().map(show).collect()
+    }
+}
+
+/// Runs a script; what it should be, as the machines do it.
+fn run(text: &str) -> String {
+    let mut out = String::new();
+    let mut machine: Option<Box<dyn Scripted>> = None;
+    let mut now = 0;
+    for line in text.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words.as_slice() {
+            [] => out.push('\n'),
+            ["#", ..] => writeln!(out, "{line}").expect("a String takes all"),
+            ["put", plan @ ..] => {
+                machine = Some(Box::new(PutScript::begin(plan)));
+                writeln!(out, "{line}").expect("a String takes all");
+            }
+            ["read", plan @ ..] => {
+                machine = Some(Box::new(ReadScript::begin(plan)));
+                writeln!(out, "{line}").expect("a String takes all");
+            }
+            [">", event @ ..] => {
+                now += 1;
+                let machine = machine.as_mut().expect("a plan comes first");
+                writeln!(out, "{line}").expect("a String takes all");
+                for effect in machine.feed(Mono(now), event) {
+                    writeln!(out, "{effect}").expect("a String takes all");
+                }
+            }
+            _ => {} // An expected effect: written anew from what the machine does.
+        }
+    }
+    out
+}
+
+#[test]
+fn every_script_is_what_the_machine_does() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/quorum/scripts");
+    let mut scripts: Vec<PathBuf> = std::fs::read_dir(&folder)
+        .expect("the folder of scripts")
+        .map(|e| e.expect("an entry").path())
+        .collect();
+    scripts.sort();
+    assert!(scripts.len() >= 15, "one script for each rule");
+    for path in scripts {
+        let text = std::fs::read_to_string(&path).expect("a script");
+        assert!(text.starts_with("# Rule "), "{}: the first line states the rule", path.display());
+        let actual = run(&text);
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::write(&path, actual).expect("a script");
+        } else {
+            assert_eq!(actual, text, "{}", path.display());
+        }
+    }
+}
+
+#[test]
+fn a_wrong_script_is_found_out() {
+    let text = "# Rule 3.\nput me=n1 homes=n1,n2,n3 w=2\n> start\nfinished\n";
+    assert_ne!(run(text), text);
+}
