@@ -99,6 +99,11 @@ struct Writer {
 }
 
 impl SledStorage {
+    /// Whether there is a database in `dir` already.
+    pub fn exists(dir: &Path) -> bool {
+        dir.join("db").is_file()
+    }
+
     /// Opens or makes a database in `dir`, whose cache holds `cache_bytes` of pages.
     pub fn open(dir: &Path, cache_bytes: u64) -> Result<SledStorage, StorageError> {
         prepare(dir).map_err(from_io)?;
