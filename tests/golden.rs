@@ -58,6 +58,7 @@ fn show_failure(failure: &Failure) -> String {
         Cause::Unavailable => "unavailable",
         Cause::TooFewAcks => "too-few",
         Cause::Storage(_) => "storage",
+        Cause::InDoubt(_) => "in-doubt",
         other => panic!("not in a script: {other:?}"),
     };
     let applied = if failure.applied == Applied::No { "no" } else { "maybe" };
@@ -98,6 +99,7 @@ impl Scripted for PutScript {
             ["start"] => put::Event::Start,
             ["stored"] => put::Event::Stored,
             ["store-failed"] => put::Event::StoreFailed(Cause::Storage("full".into())),
+            ["store-in-doubt"] => put::Event::StoreFailed(Cause::InDoubt("a sync failed".into())),
             ["deadline"] => put::Event::Deadline,
             ["acked", from, ..] => answered(from, put::Answer::Acked),
             ["superseded", from, ..] => {

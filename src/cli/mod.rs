@@ -23,8 +23,10 @@ pub mod output;
 pub mod pages;
 pub mod progress;
 pub mod reader;
+pub mod request;
 pub mod rows;
 pub mod scan;
+pub mod sender;
 pub mod serve;
 pub mod status;
 

@@ -11,8 +11,8 @@
 //! 3. The alarm that was asked for last is the time of the first timer.
 //! 4. A packet is taken whole or not at all, and each one dropped is counted once, by reason.
 //! 5. A stopped machine sends nothing more, arms nothing and changes nothing.
-//! 6. A node that lost everyone, or was held for dead, keeps none of its verdicts of death: it was the one
-//!    that was cut off, as far as it can know.
+//! 6. A node that lost everyone lets none of its verdicts of death out: it is the one that was cut off, as
+//!    far as it can know.
 //!
 //! Not here: what membership means for data. A verdict on a node never moves ownership.
 
@@ -24,6 +24,7 @@ use foca::{Identity as _, State};
 use rand::rngs::StdRng;
 
 use super::digest::{NodeReport, NodeState};
+pub use super::event::{Effect, Event};
 use super::identity::Identity;
 use super::packet::{self, Drops, Hello, Packet, Reason, Welcome};
 use super::rival::Rivals;
@@ -32,7 +33,6 @@ use super::timers::{Due, Timers};
 use super::view::View;
 pub use super::view::{Liveness, MemberEvent, Peer};
 use crate::machine::Machine;
-use crate::types::error::Invalid;
 use crate::types::ids::{ClusterId, NodeId};
 use crate::types::limits;
 use crate::types::time::Mono;
@@ -58,80 +58,6 @@ const REJOIN_PACE: Duration = Duration::from_millis(500);
 const TELL_ALL_ROUNDS: u64 = 5;
 /// Dead members called in one round by a node that has no live peer.
 const CALLS: usize = 16;
-
-/// What can happen.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// Begin. Known seed addresses, perhaps none yet.
-    Start {
-        /// Addresses.
-        seeds: Vec<SocketAddr>,
-    },
-    /// The seeds were looked up (again); replaces the addresses, calls those that are new.
-    Seeds(Vec<SocketAddr>),
-    /// A datagram came.
-    Packet {
-        /// From there.
-        from: SocketAddr,
-        /// All of it.
-        bytes: Vec<u8>,
-    },
-    /// The alarm went off. One that comes early or twice does no harm.
-    Timer,
-    /// Say this of the own node from now on.
-    Publish(NodeReport),
-    /// Forget a member that is down or left: it was removed from the cluster.
-    Forget(NodeId),
-    /// Say farewell and stop.
-    Leave,
-}
-
-/// What is to be done.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Effect {
-    /// Send a datagram.
-    Send {
-        /// Where to.
-        to: SocketAddr,
-        /// All of it.
-        bytes: Vec<u8>,
-    },
-    /// Send `Event::Timer` at this time; replaces the alarm asked for before.
-    Arm {
-        /// When.
-        at: Mono,
-    },
-    /// Look up the seeds' names and send `Event::Seeds`.
-    Resolve,
-    /// A member changed.
-    Changed(MemberEvent),
-    /// A member said something new of itself.
-    State(NodeState),
-    /// The cluster had held this process for dead; it is back under this identity.
-    Rejoined(Identity),
-    /// There has been no live peer since then, though there are seeds. Said every few seconds.
-    SeedsSilent {
-        /// Since when.
-        since: Mono,
-    },
-    /// A younger process uses the own node id; it was told to stop.
-    Rival(Identity),
-    /// An older live process has the own node id. This one has stopped.
-    Duplicate(Identity),
-    /// What was to be published breaks a limit.
-    Refused(Invalid),
-    /// A datagram was dropped.
-    Dropped {
-        /// Its sender.
-        from: SocketAddr,
-        /// Why.
-        reason: Reason,
-    },
-    /// The farewell is sent. The machine has stopped.
-    Left,
-    /// foca can't take a new identity any more. The machine has stopped.
-    Defunct,
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -495,29 +421,15 @@ impl Membership {
             effects.push(Effect::State(state.clone()));
             self.view.hear(state);
         }
+        self.send_all(output.sends, effects);
         if let Some(identity) = output.rejoined {
-            // What it wanted to send is dropped: news from a time when it was cut off.
             self.rejoined = Some(now);
             effects.push(Effect::Rejoined(identity));
-            self.refresh(now, effects);
-            self.forget_verdicts(now);
-            self.swim.gossip();
-            let hail = self.swim.output(now, &mut self.timers);
-            self.send_all(hail.sends, effects);
-        } else {
-            self.send_all(output.sends, effects);
         }
         self.refresh(now, effects);
         if output.defunct {
             self.stop(Effect::Defunct, effects);
         }
-    }
-
-    fn forget_verdicts(&mut self, now: Mono) {
-        self.view.keep_ghosts();
-        self.swim.forget_verdicts(self.view.states(), now, &mut self.timers);
-        // What of the own state was still under way is forgotten too.
-        self.repeat_due = self.repeat_due.min(now);
     }
 
     /// Compares the view with what foca holds now; foca has no notification for suspicion.
@@ -539,7 +451,8 @@ impl Membership {
             self.alone_since = Some(now);
             self.silence_due = now + SILENCE_PERIOD;
             self.seeds_due = now;
-            self.forget_verdicts(now);
+            self.view.keep_ghosts();
+            self.swim.begin_anew(self.view.states(), &mut self.timers);
         }
     }
 

@@ -13,6 +13,7 @@
 //! - *Falsely dead.* A node that was held for dead is told so when it speaks, takes a new identity and is back.
 //! - *Partition.* Each side calls those it holds for dead, and seeds that it doesn't see, so sides find each
 //!   other again by themselves, also when each is alone.
+//!   A node that lost everyone takes it that it was cut off itself, and keeps its verdicts to itself.
 //! - *State.* Each node says which cluster map it has, where clients find it and how it fares ([`digest`]).
 //! - *A slow node accuses nobody.* When timers come late the node itself stood still; see [`timers`].
 //!
@@ -23,6 +24,7 @@
 //! - A twin of a node (a copied data directory) is found by calling it, so not while it can't be reached.
 
 pub mod digest;
+pub mod event;
 pub mod identity;
 pub mod membership;
 pub mod packet;

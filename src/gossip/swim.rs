@@ -4,12 +4,12 @@
 //!   comes next; if the suspect was cut off just then, it never hears of it and dies of it. Here the accuser
 //!   tells it in each round, and the others now and then: the accuser may be gone.
 //! - *Verdicts can be forgotten.* A node that was cut off holds everyone for dead, and says so to everyone as
-//!   soon as it is back. [`Swim::forget_verdicts`] starts foca anew with the live members only, and nothing
-//!   left to say. (foca's own advice: making a new one is cheap.)
+//!   soon as it is back. [`Swim::begin_anew`] makes a new foca that holds nobody and has nothing left to say.
+//!   (foca's own advice: making one is cheap.)
 //!
 //! Invariants:
 //! 1. Nothing is sent to the own node id: earlier lives of this node are nobody to talk to.
-//! 2. After [`Swim::forget_verdicts`] no timer of the foca before it is delivered.
+//! 2. After [`Swim::begin_anew`] no timer of the foca before it is delivered.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -193,30 +193,16 @@ impl Swim {
         Some(body)
     }
 
-    /// Keeps the live members, forgets the dead and all that was still to be said. `states` are those known of
-    /// others: they are not news again. foca's timers must be dropped by the caller, hence `timers`.
-    pub fn forget_verdicts<'a>(
-        &mut self,
-        states: impl Iterator<Item = &'a NodeState>,
-        now: Mono,
-        timers: &mut Timers,
-    ) {
-        // A suspicion goes too: nobody would end it.
-        let alive = |m: &Member<Identity>| Member::new(*m.id(), m.incarnation(), State::Alive);
-        let live: Vec<Member<Identity>> = self.foca.iter_members().map(alive).collect();
+    /// Forgets all members and all that was still to be said: it begins anew. `states` are those known of
+    /// others: they are not news again. foca's timers are taken out of `timers`.
+    pub fn begin_anew<'a>(&mut self, states: impl Iterator<Item = &'a NodeState>, timers: &mut Timers) {
         (self.foca, self.news) = make(*self.identity(), &mut self.chance, states);
         self.incarnation = 0;
         self.accused.clear();
         timers.drop_foca();
-        let restored = self.foca.apply_many(live.into_iter(), false, &mut self.runtime);
-        self.note(restored);
-        self.schedule(now, timers);
     }
 
     /// Takes what foca left behind; its timers go to `timers`.
-    ///
-    /// When it has just come back from the dead, what it wanted to send is dropped: news from a time when it
-    /// was cut off.
     pub fn output(&mut self, now: Mono, timers: &mut Timers) -> Output {
         let mut output = Output::default();
         let own = self.identity().node;
@@ -239,12 +225,6 @@ impl Swim {
         }
         output.states.extend(self.news.try_iter());
         output
-    }
-
-    /// Sends what there is to say to a few live members.
-    pub fn gossip(&mut self) {
-        let said = self.foca.gossip(&mut self.runtime);
-        self.note(said);
     }
 
     fn schedule(&mut self, now: Mono, timers: &mut Timers) {

@@ -12,7 +12,7 @@ use rand::{RngExt, SeedableRng};
 use super::digest::NodeReport;
 use super::identity::Identity;
 use super::membership::{Effect, Event, Liveness, Membership};
-use super::packet::Reason;
+use super::packet::{Packet, Reason, Welcome, seal};
 use crate::machine::Machine;
 use crate::types::ids::{ClusterId, MapVersion, NodeId, Nonce};
 use crate::types::limits;
@@ -224,6 +224,15 @@ impl Sim {
     }
 }
 
+/// A packet by which `from` asks `to` to take it in.
+fn announcement(from: Identity, to: Identity) -> Vec<u8> {
+    let message = foca::Message::Announce;
+    let header = foca::Header { src: from, src_incarnation: 0, dst: to, message };
+    let mut body = Vec::new();
+    foca::Codec::encode_header(&mut foca::PostcardCodec, &header, &mut body).expect("encodes");
+    seal(CLUSTER, &Packet::Foca(&body))
+}
+
 fn rejoins(sim: &Sim) -> usize {
     let of = |p: &Host| p.seen.iter().filter(|e| matches!(e, Effect::Rejoined(_))).count();
     sim.hosts.values().map(of).sum()
@@ -256,7 +265,7 @@ fn nodes_join_by_the_address_of_one_seed() {
 
 #[test]
 fn a_killed_node_is_down_for_all_within_four_seconds() {
-    for seed in 0..20 {
+    for seed in 0..8 {
         let mut sim = Sim::cluster(seed, 5);
         sim.run(ms(500 + seed * 37));
         sim.kill(3);
@@ -335,25 +344,23 @@ fn twins_that_a_partition_kept_apart_are_found_when_it_heals() {
     }
 }
 
-/// Its identity loses against that of a dead twin, until it has found out.
+/// Its identity loses against one that others hold for live, until it has found out that nobody is there.
 #[test]
 fn a_node_that_loses_to_a_dead_twin_does_not_flood_the_cluster() {
     let mut sim = Sim::cluster(8, 4);
-    sim.partition(&[1, 3]);
-    sim.run(ms(5_000));
-    sim.boot(8, 3, 5_000, &[2, 4]);
-    sim.until("twin joined", ms(4_000), |sim| sim.liveness(2, 3) == Some(Liveness::Alive));
-    sim.run(ms(1_000));
-    sim.kill(8);
-    sim.cut.clear();
-    let sent = sim.sent;
-    sim.until("healed", ms(15_000), |sim| sim.all_see_all());
+    sim.run(ms(6_000));
+    let twin = Identity::new(NodeId(3), address(8), Nonce(1), 5_000);
+    for host in [1, 2, 4] {
+        let bytes = announcement(twin, *sim.machine(host).identity());
+        sim.step(host, Event::Packet { from: address(8), bytes });
+    }
+    let (sent, rejoined) = (sim.sent, rejoins(&sim));
+    sim.run(ms(3_000));
+    let (sent, rejoined) = (sim.sent - sent, rejoins(&sim) - rejoined);
+    assert!(rejoined <= 5 && sent < 1_000, "{rejoined} identities, {sent} packets");
+    sim.until("healed", ms(5_000), |sim| sim.all_see_all());
     sim.run(ms(5_000));
     assert!(sim.all_see_all());
-    let rejoined = sim.hosts[&3].seen.iter().filter(|e| matches!(e, Effect::Rejoined(_))).count();
-    assert!(rejoined <= 10, "{rejoined}\n{}", sim.trace);
-    let rate = (sim.sent - sent) * 1_000_000 / sim.now.micros_since(Mono(11_000_000));
-    println!("PACE {rejoined} {rate}");
 }
 
 #[test]
@@ -378,14 +385,16 @@ fn partitions_heal_by_themselves() {
         sim.until("healed", ms(10_000), |sim| sim.all_see_all());
         sim.run(ms(20_000));
         assert!(sim.all_see_all(), "it stays healed");
-        println!("REJOINS {}", rejoins(&sim) - before);
+        // Who was all alone has no verdicts that others would have to refute.
+        let most = if sides.len() == 1 { 5 } else { 0 };
+        assert!(rejoins(&sim) - before <= most, "{}", rejoins(&sim) - before);
     }
 }
 
 /// Also when the suspicion was passed on while the suspect could not hear it: the accuser tells it again.
 #[test]
 fn a_short_silence_is_refuted() {
-    for seed in 0..20 {
+    for seed in 0..8 {
         let mut sim = Sim::cluster(seed, 5);
         sim.run(ms(seed * 53));
         sim.partition(&[2]);
@@ -410,7 +419,7 @@ fn loss_kills_nobody_for_long() {
 /// A node that stood still finds its timers long due, and the answers to its probes unread.
 #[test]
 fn a_node_that_stood_still_accuses_nobody() {
-    for seed in 0..20 {
+    for seed in 0..8 {
         let mut sim = Sim::cluster(seed, 4);
         let ping =
             |sim: &Sim| sim.wire.values().any(|(from, to, _)| *from == address(2) && *to != address(2));
@@ -523,7 +532,7 @@ fn junk_is_dropped_and_counted() {
     }
     let mut rng = StdRng::seed_from_u64(3);
     let dropped = |sim: &Sim| sim.machine(1).drops().values().sum::<u64>();
-    for round in 0..20_000u64 {
+    for round in 0..4_000u64 {
         let mut bytes = recorded[rng.random_range(0..recorded.len())].clone();
         match round % 4 {
             0 => bytes.truncate(rng.random_range(0..bytes.len())),
@@ -558,36 +567,27 @@ fn junk_is_dropped_and_counted() {
 /// Bodies that carry a good envelope and hostile contents: no panic, no member, each counted.
 #[test]
 fn hostile_contents_in_a_good_envelope_are_refused() {
-    use super::packet::{Packet, seal};
     let mut sim = Sim::cluster(18, 3);
     let mut rng = StdRng::seed_from_u64(4);
-    for _ in 0..20_000 {
+    for _ in 0..4_000 {
         let body: Vec<u8> = (0..rng.random_range(0..200)).map(|_| rng.random()).collect();
         let bytes = seal(CLUSTER, &Packet::Foca(&body));
         sim.step(1, Event::Packet { from: address(9), bytes });
     }
     sim.run(ms(5_000));
     assert!(sim.all_see_all());
-    assert!(sim.machine(1).drops()[&Reason::Malformed] > 19_000);
+    assert!(sim.machine(1).drops()[&Reason::Malformed] > 3_800);
 }
 
 #[test]
 fn unknown_nodes_are_refused_when_there_are_too_many() {
-    use super::packet::{Packet, Welcome, seal};
     let mut sim = Sim::cluster(19, 2);
     let known: BTreeSet<NodeId> = sim.machine(1).members().keys().copied().collect();
     let from = |n: u64| Identity::new(NodeId(1_000 + n), address(50), Nonce(n), 1);
     // A member only exists once foca heard it, so the crowd is made of announcements.
     for n in 0..(limits::GOSSIP_MEMBERS_MAX as u64 + 10) {
-        let mut body = Vec::new();
-        let header = foca::Header {
-            src: from(n),
-            src_incarnation: 0,
-            dst: *sim.machine(1).identity(),
-            message: foca::Message::Announce,
-        };
-        foca::Codec::encode_header(&mut foca::PostcardCodec, &header, &mut body).expect("encodes");
-        sim.step(1, Event::Packet { from: address(50), bytes: seal(CLUSTER, &Packet::Foca(&body)) });
+        let bytes = announcement(from(n), *sim.machine(1).identity());
+        sim.step(1, Event::Packet { from: address(50), bytes });
     }
     assert_eq!(sim.machine(1).members().len(), limits::GOSSIP_MEMBERS_MAX);
     assert_eq!(sim.machine(1).drops()[&Reason::Crowded], 10 + known.len() as u64);
@@ -599,7 +599,7 @@ fn unknown_nodes_are_refused_when_there_are_too_many() {
 /// What a node concluded while it was cut off dies with its isolation: it alone takes a new identity.
 #[test]
 fn a_node_that_was_cut_off_brings_no_false_news_home() {
-    for seed in 0..20 {
+    for seed in 0..8 {
         let mut sim = Sim::cluster(seed, 5);
         sim.partition(&[5]);
         sim.until("split", ms(5_000), |sim| {
@@ -625,7 +625,7 @@ fn a_node_that_was_cut_off_brings_no_false_news_home() {
 /// Chaos, then calm: whatever happened, in the end all live nodes see each other and who is gone is down.
 #[test]
 fn after_any_chaos_all_agree() {
-    for seed in 0..15 {
+    for seed in 0..10 {
         let mut sim = Sim::cluster(seed, 5);
         let mut generation = 2_000;
         for _ in 0..12 {

@@ -7,7 +7,8 @@
 //! 1. With `durability = "always"` nothing is acknowledged, and no reader is told of it, before it is synced:
 //!    a reader that finds a key which is written but not yet synced waits for that sync (G2, G3 over a power
 //!    cut).
-//! 2. After a failed sync nothing is acknowledged any more: what the disk holds is in doubt.
+//! 2. After a failed sync nothing is acknowledged any more: what the disk holds is in doubt. The writes of that
+//!    group may have been applied, and no reader is told of them.
 //! 3. The queue is bounded; past it a job is refused at once.
 
 use std::collections::BTreeSet;
@@ -183,10 +184,6 @@ fn refuse(job: Job, cause: Cause) {
     }
 }
 
-fn storage_cause(error: &StorageError) -> Cause {
-    Cause::Storage(error.to_string())
-}
-
 /// A job that is written, with what acknowledges it.
 type Acknowledge = Box<dyn FnOnce(Result<(), Cause>) + Send>;
 
@@ -223,19 +220,20 @@ impl Shared {
             acknowledge.extend(self.run_job(job, &mut wrote));
         }
         let result = if wrote && self.durability == Durability::Always {
-            self.storage.sync().map_err(|error| storage_cause(&error))
+            self.storage.sync().map_err(|error| Cause::InDoubt(error.to_string()))
         } else {
             Ok(())
         };
         let result = match self.failed.load(Ordering::Acquire) {
-            true => result.and(Err(Cause::Storage("a write has failed; the node must be restarted".into()))),
+            true => result.and(Err(Cause::InDoubt("a write has failed; the node must be restarted".into()))),
             false => result,
         };
         if let Err(cause) = &result {
             tracing::error!(?cause, "storage failed: this node acknowledges nothing any more");
             self.failed.store(true, Ordering::Release);
+        } else {
+            lock(&self.unsynced).keys.clear();
         }
-        lock(&self.unsynced).keys.clear();
         self.synced.send_replace(number);
         acknowledge.into_iter().for_each(|done: Acknowledge| done(result.clone()));
     }
@@ -308,11 +306,12 @@ impl Shared {
             unsynced.keys.extend(batch.writes.iter().map(|write| fingerprint(write.key())));
         }
         *wrote = true;
-        self.storage.write(batch).map_err(|error| {
-            if !matches!(error, StorageError::Full) {
+        self.storage.write(batch).map_err(|error| match error {
+            StorageError::Full => Cause::Storage(error.to_string()),
+            error => {
                 self.failed.store(true, Ordering::Release);
+                Cause::InDoubt(error.to_string())
             }
-            storage_cause(&error)
         })
     }
 }

@@ -51,7 +51,7 @@ const SOCKET_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
     /// It does.
-    Taking,
+    Active,
     /// It said farewell.
     Left,
     /// An older live process has its node id: this one must not serve.
@@ -154,7 +154,7 @@ pub async fn start(
     }
     let socket = network.bind(bind).await?;
     let machine = Membership::new(identity, cluster, StdRng::seed_from_u64(seed));
-    let first = Arc::new(snapshot(&machine, Standing::Taking));
+    let first = Arc::new(snapshot(&machine, Standing::Active));
     let (members_out, members) = watch::channel(first);
     let (report, reports) = watch::channel(None);
     let (commands, orders) = mpsc::channel(COMMANDS);
@@ -165,7 +165,7 @@ pub async fn start(
         network,
         seeds: seeds.into_iter().map(|name| (name, None)).collect(),
         members: members_out,
-        standing: Standing::Taking,
+        standing: Standing::Active,
         alarm: None,
         lookup: None,
         dropped: Drops::new(),
@@ -211,7 +211,7 @@ impl Driver {
         let mut buffer = vec![0; limits::GOSSIP_PACKET_BYTES + 1];
         let socket = self.socket.clone();
         self.step(Event::Start { seeds: Vec::new() }).await;
-        while self.standing == Standing::Taking {
+        while self.standing == Standing::Active {
             let alarm = self.alarm.map(|at| self.instant(at));
             tokio::select! {
                 biased;
@@ -458,9 +458,9 @@ mod tests {
         until(&b, "joined", |m| live(m) == 1).await;
         until(&a, "joined", |m| live(m) == 1).await;
         let twin = boot(2, 99, places[2], &places[..1]).await;
-        let found = until(&twin, "refused", |m| m.standing != Standing::Taking).await;
+        let found = until(&twin, "refused", |m| m.standing != Standing::Active).await;
         assert_eq!(found.standing, Standing::Duplicate(b.members().own));
-        assert_eq!(b.members().standing, Standing::Taking);
+        assert_eq!(b.members().standing, Standing::Active);
     }
 
     #[tokio::test]

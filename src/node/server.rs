@@ -18,13 +18,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
+use tower::util::MapResponseLayer;
 
 use super::committer::{self, Committer};
 use super::config::Config;
 use super::coordinator::{Coordinator, Serving};
 use super::drive::Driver;
 use super::env::Env;
-use super::gossip::{self, GossipHandle};
+use super::gossip::{self, GossipHandle, Standing};
 use super::http::{HttpState, serve_http};
 use super::links::{Contact, Links, Me};
 use super::maps::Maps;
@@ -37,6 +38,7 @@ use crate::replica::mint::{Minter, stored_number};
 use crate::ring::layout::ClusterMap;
 use crate::rpc::cluster_service::ClusterService;
 use crate::rpc::kv_service::KvService;
+use crate::rpc::malformed;
 use crate::rpc::peer_service::PeerService;
 use crate::rpc::proto;
 use crate::rpc::proto::cluster_server::ClusterServer;
@@ -253,6 +255,7 @@ impl Node {
             .max_decoding_message_size(CLIENT_MESSAGE_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         let clients = builder(Duration::from_secs(10), Duration::from_secs(10))
+            .layer(MapResponseLayer::new(malformed::as_invalid))
             .add_service(kv)
             .add_service(ClusterServer::new(ClusterService::new(self.service.clone())))
             .add_service(health(client_health))
@@ -299,8 +302,11 @@ impl Node {
             if accepted >= needed {
                 break;
             }
-            // A directory that was admitted before does not wait for peers, but hears a final refusal.
-            if stored.is_some() && now.len() == others && !now.values().any(|c| *c == Contact::Trying) {
+            // A directory that was admitted before does not wait for peers that are away, but hears a refusal:
+            // a copy of it must not serve beside the original.
+            let none_refuses = now.len() == others
+                && now.values().all(|c| matches!(c, Contact::Accepted | Contact::Unreachable(_)));
+            if stored.is_some() && none_refuses {
                 break;
             }
             tokio::select! {
@@ -312,6 +318,10 @@ impl Node {
                     });
                     if let (Some((by, reason)), 0) = (refused, accepted) {
                         return Err(StartError::Refused { by, reason });
+                    }
+                    // Some take it: the one that goes on refusing may be the one that is wrong.
+                    if stored.is_some() && accepted > 0 {
+                        break;
                     }
                     tracing::warn!(accepted, needed, contacts = ?now, "still waiting for peers to admit this node");
                     told.as_mut().reset(tokio::time::Instant::now() + REFUSED_GRACE);
@@ -344,9 +354,16 @@ impl Node {
         &self.service
     }
 
-    /// Whether the storage has failed: the node acknowledges nothing any more.
-    pub fn has_failed(&self) -> bool {
-        self.committer.has_failed()
+    /// Why this node must stop by itself, if it must: its storage has failed, or an older live process has
+    /// its node id.
+    pub fn problem(&self) -> Option<StartError> {
+        if self.committer.has_failed() {
+            return Some(StartError::Failed("a write or sync failed, see the log; restart the node".into()));
+        }
+        match &self.gossip.members().standing {
+            Standing::Duplicate(other) => Some(StartError::Duplicate { address: other.address }),
+            Standing::Active | Standing::Left | Standing::Defunct => None,
+        }
     }
 
     /// Takes no new requests, finishes those under way, and says farewell.

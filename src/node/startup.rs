@@ -35,6 +35,8 @@ pub enum StartError {
     Reflection(String),
     #[error("refused by node {by}: {reason}")]
     Refused { by: NodeId, reason: String },
+    #[error("node.id: another live process at {address} has this node id; this one stops")]
+    Duplicate { address: SocketAddr },
     #[error("the storage failed: {0}")]
     Failed(String),
 }
@@ -99,8 +101,8 @@ async fn serve(node: &Node) -> Result<(), StartError> {
     node.open().await;
     loop {
         tokio::time::sleep(std::time::Duration::from_millis(500)).await;
-        if node.has_failed() {
-            return Err(StartError::Failed("a write or sync failed, see the log; restart the node".into()));
+        if let Some(problem) = node.problem() {
+            return Err(problem);
         }
     }
 }

@@ -6,7 +6,11 @@
 //! 3. The answer goes out at `w` acknowledgements, not later.
 //! 4. A replica that holds a greater stamp says `Superseded`; before the answer, the coordinator stamps again
 //!    above it, stores that and sends it. Acknowledgements of the earlier stamp no longer count.
-//! 5. After two new stamps, what still supersedes is concurrent, and counts as an acknowledgement.
+//! 5. The first `Superseded` of each replica is heeded: if a write was finished there before this put began,
+//!    that answer names its stamp or a greater one. What a replica reports after that is concurrent, and counts
+//!    as an acknowledgement. So a put stamps at most `n` times. (Two new stamps in all, however many replicas
+//!    there are, do for `n = 3`; with five, one replica that keeps receiving older unfinished writes could
+//!    use both up. `tests/model/lww.rs` finds that.)
 //! 6. A failure once the own copy may be stored is `applied = MAYBE`; if the own store surely failed and
 //!    nothing was sent, `NO`.
 //! 7. When `w` can't be reached any more the answer does not wait for the deadline.
@@ -19,7 +23,6 @@ use super::tally::{Tally, Verdict};
 use crate::machine::Machine;
 use crate::types::error::{Applied, Cause, Failure};
 use crate::types::ids::{LayoutVersion, NodeId};
-use crate::types::limits::RESTAMPS_MAX;
 use crate::types::time::Mono;
 use crate::version::hlc::Stamp;
 
@@ -58,7 +61,7 @@ pub enum Event {
     Start,
     /// The own copy of this round is durable.
     Stored,
-    /// The own copy was not stored.
+    /// The own copy was not stored; surely so unless the cause is `InDoubt`.
     StoreFailed(Cause),
     /// A replica answered what was sent in `round`.
     Answered {
@@ -113,6 +116,8 @@ pub struct Put {
     plan: Plan,
     tally: Tally,
     round: u8,
+    /// Replicas whose first `Superseded` has been heeded.
+    heeded: Vec<NodeId>,
     stored: bool,
     ever_stored: bool,
     replied: bool,
@@ -125,7 +130,16 @@ impl Put {
         assert!(plan.homes.iter().any(|(node, _)| *node == plan.me), "the coordinator is a home replica");
         let members = plan.homes.iter().map(|(node, _)| *node).collect();
         let tally = Tally::new(members, plan.w);
-        Put { plan, tally, round: 0, stored: false, ever_stored: false, replied: false, finished: false }
+        Put {
+            plan,
+            tally,
+            round: 0,
+            heeded: Vec::new(),
+            stored: false,
+            ever_stored: false,
+            replied: false,
+            finished: false,
+        }
     }
 
     fn reachable(&self) -> impl Iterator<Item = NodeId> {
@@ -188,7 +202,8 @@ impl Put {
     }
 
     fn store_failed(&mut self, cause: Cause, effects: &mut Vec<Effect>) {
-        let applied = if self.ever_stored { Applied::Maybe } else { Applied::No };
+        let in_doubt = self.ever_stored || matches!(cause, Cause::InDoubt(_));
+        let applied = if in_doubt { Applied::Maybe } else { Applied::No };
         let failure = self.failure(cause, applied);
         self.reply(Err(failure), effects);
         self.finish(effects);
@@ -199,7 +214,8 @@ impl Put {
             return;
         }
         match answer {
-            Answer::Superseded(above) if !self.replied && self.round < RESTAMPS_MAX => {
+            Answer::Superseded(above) if !self.replied && !self.heeded.contains(&from) => {
+                self.heeded.push(from);
                 self.round += 1;
                 self.stored = false;
                 self.tally.reset();
@@ -259,7 +275,10 @@ impl Machine for Put {
 
     fn check_invariants(&self) {
         self.tally.check_invariants();
-        assert!(self.round <= RESTAMPS_MAX);
+        assert!(
+            usize::from(self.round) < self.plan.homes.len(),
+            "one new stamp for each other replica at most"
+        );
         assert!(!self.stored || self.ever_stored);
         assert!(!self.finished || self.replied, "finished without an answer");
     }

@@ -293,7 +293,7 @@ pub fn code(failure: &Failure) -> Code {
         }
         Cause::Overloaded(_) => Code::ResourceExhausted,
         Cause::TooManySiblings(_) => Code::FailedPrecondition,
-        Cause::Storage(_) => Code::Internal,
+        Cause::Storage(_) | Cause::InDoubt(_) => Code::Internal,
         Cause::Unbuilt(_) => Code::Unimplemented,
     }
 }

@@ -58,8 +58,10 @@ pub enum Cause {
     TooManySiblings(usize),
     /// The own clock can't be used to stamp a write.
     ClockSkew(String),
-    /// The disk failed, or a stored record is damaged.
+    /// The disk failed before anything was written, or a stored record is damaged.
     Storage(String),
+    /// The disk failed once the write had begun: what it holds is in doubt.
+    InDoubt(String),
     /// The node is starting or stopping.
     NotServing(String),
     /// What is asked for is not built yet.
@@ -138,6 +140,9 @@ impl fmt::Display for Failure {
             ),
             Cause::ClockSkew(problem) => write!(f, "clock: {problem}"),
             Cause::Storage(problem) => write!(f, "storage: {problem}"),
+            Cause::InDoubt(problem) => {
+                write!(f, "storage: {problem}; the write may have been applied, or may be later")
+            }
             Cause::NotServing(state) => write!(f, "this node is {state}; nothing was applied"),
             Cause::Unbuilt(what) => write!(f, "{what} is not built yet"),
         }

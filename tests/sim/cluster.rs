@@ -1,0 +1,353 @@
+//! The simulated cluster: whole nodes on turmoil hosts, whose disks outlive them.
+//!
+//! A host's disk is a `MemoryStorage` that is kept here. A crash takes from it a suffix of what was not
+//! synced; the next life of the host finds the rest. Everything that is random on a host comes from the
+//! seed, the host's number and the number of the life.
+
+use std::future::pending;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, SystemTime};
+
+use quoral::node::config::{
+    BootstrapConfig, BootstrapNode, ClockConfig, Config, LimitsConfig, ListenConfig, LogConfig, NodeConfig,
+    RuntimeConfig, StorageConfig,
+};
+use quoral::node::env::{CommitMode, Env};
+use quoral::node::server::{Disk, Node};
+use quoral::node::service::NodeService;
+use quoral::node::startup::{StartError, bootstrap_map, starting_map};
+use quoral::ring::layout::{ClusterMap, NewKeyspace};
+use quoral::storage::Storage;
+use quoral::storage::memory::MemoryStorage;
+use quoral::types::ids::{DiskId, Incarnation, NodeId};
+use quoral::types::limits;
+use quoral::types::policy::{Conflicts, Durability};
+use turmoil::Sim;
+
+use crate::clock::{EPOCH_MS, Offset, SimClock};
+use crate::history::Recorder;
+use crate::net::SimNetwork;
+
+/// The keyspace with `siblings`, which is in the map from the start.
+pub const CARTS: &str = "carts";
+/// How long a simulation may go on before it counts as hung.
+const SIMULATION_MAX: Duration = Duration::from_secs(300);
+
+/// The network's latency, and how the hosts take turns.
+#[derive(Debug, Clone, Copy)]
+pub struct Weather {
+    /// Shortest time of a message under way, in milliseconds.
+    pub latency_min: u64,
+    /// Longest.
+    pub latency_max: u64,
+    /// Whether the hosts run in another order in each tick.
+    pub random_order: bool,
+}
+
+/// One host.
+pub struct Host {
+    /// Its name, and its node's.
+    pub name: String,
+    /// Its node's id.
+    pub id: NodeId,
+    /// Its disk.
+    pub storage: Arc<MemoryStorage>,
+    /// Its wall clock's error.
+    pub offset: Offset,
+    /// Lives so far.
+    lives: AtomicU64,
+    /// Whether its node serves clients.
+    ready: AtomicBool,
+    /// Its node, while it runs.
+    service: Mutex<Weak<NodeService>>,
+}
+
+impl Host {
+    /// Its node, if it serves clients.
+    pub fn service(&self) -> Option<Arc<NodeService>> {
+        let service = self.service.lock().expect("no panic while it is held").upgrade();
+        service.filter(|_| self.ready.load(Ordering::Relaxed))
+    }
+}
+
+/// The cluster and its simulation.
+pub struct Cluster {
+    /// The simulation.
+    pub sim: Sim<'static>,
+    /// The nodes' hosts.
+    pub hosts: Vec<Arc<Host>>,
+    /// What happened.
+    pub recorder: Recorder,
+    /// Every host that messages go to or come from.
+    pub names: Vec<String>,
+    up: Vec<bool>,
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// One simulation at a time in a process, see [`take_turn`].
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Waits for the turn, and makes it like any other: a runtime that is dropped, as at a crash, drops its tasks by
+/// their id modulo 4, and ids are counted through the whole process. The order decides which connection
+/// is closed first.
+fn take_turn() -> MutexGuard<'static, ()> {
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime without drivers");
+    let next_id = || runtime.spawn(async {}).id().to_string().parse::<u64>().expect("an id is a number");
+    while next_id() % 64 != 63 {}
+    turn
+}
+
+/// A number from a seed and two more: SplitMix64's finisher, so that neighbours have nothing in common.
+pub fn mix(seed: u64, a: u64, b: u64) -> u64 {
+    let mut z = seed ^ a.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ b.wrapping_mul(0xd1b5_4a32_d192_ed03);
+    for _ in 0..2 {
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^= z >> 31;
+    }
+    z
+}
+
+fn any(port: u16) -> SocketAddr {
+    SocketAddr::from(([0, 0, 0, 0], port))
+}
+
+/// The configuration of node `index` of `count`.
+fn config(index: usize, count: usize) -> Config {
+    let name = |index: usize| format!("n{}", index + 1);
+    let node = |index: usize| BootstrapNode {
+        id: NodeId(index as u64 + 1),
+        name: name(index),
+        address: format!("{}:7401", name(index)),
+        zone: name(index),
+        weight: 1,
+    };
+    Config {
+        node: NodeConfig {
+            id: NodeId(index as u64 + 1),
+            name: name(index),
+            zone: name(index),
+            data_dir: PathBuf::new(),
+            durability: Durability::Always,
+        },
+        listen: ListenConfig {
+            client: any(7400),
+            peer: any(7401),
+            http: any(7402),
+            advertise_client: Some(format!("{}:7400", name(index))),
+            advertise_peer: Some(format!("{}:7401", name(index))),
+        },
+        bootstrap: BootstrapConfig {
+            cluster: "simulated".into(),
+            partitions: 16,
+            nodes: (0..count).map(node).collect(),
+        },
+        limits: LimitsConfig {
+            value_bytes: limits::VALUE_BYTES_DEFAULT,
+            requests_in_flight: limits::REQUESTS_IN_FLIGHT,
+        },
+        clock: ClockConfig { max_skew_ms: 500 },
+        storage: StorageConfig { cache_bytes: limits::CACHE_BYTES_DEFAULT },
+        runtime: RuntimeConfig { threads: 1 },
+        log: LogConfig { level: "info".into() },
+    }
+}
+
+fn first_map(config: &Config) -> ClusterMap {
+    let map = bootstrap_map(config).expect("a valid list");
+    map.with_keyspace(NewKeyspace::with_defaults(CARTS, Conflicts::Siblings)).expect("a valid keyspace")
+}
+
+/// One life of a host. Ends like the process would: with an error if the node can't start, never while it is
+/// well; a node whose disk failed stays silent until the scenario crashes it.
+async fn live(host: Arc<Host>, config: Config, seed: u64) -> turmoil::Result {
+    let life = host.lives.fetch_add(1, Ordering::Relaxed) + 1;
+    let clock = Arc::new(SimClock::new(host.offset.clone()));
+    let env = Env::new(clock, Arc::new(SimNetwork), CommitMode::Inline, mix(seed, host.id.0, life));
+    let disk = Disk { id: DiskId(mix(seed, host.id.0, 0)), incarnation: Incarnation(1) };
+    let storage: Arc<dyn Storage> = host.storage.clone();
+    let map = starting_map(&*storage, first_map(&config))?;
+    let node = Node::start(env, &config, storage, disk, map).await?;
+    *host.service.lock().expect("no panic while it is held") = Arc::downgrade(node.service());
+    match node.admitted().await {
+        Ok(()) => {}
+        Err(StartError::Storage(_)) => {
+            drop(node);
+            return pending().await;
+        }
+        Err(other) => return Err(other.into()),
+    }
+    node.open().await;
+    host.ready.store(true, Ordering::Relaxed);
+    while node.problem().is_none() {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    host.ready.store(false, Ordering::Relaxed);
+    drop(node);
+    pending().await
+}
+
+impl Cluster {
+    /// Starts `count` nodes, all at once, with wall clocks ahead by `offsets`.
+    pub fn new(seed: u64, offsets: &[u64], weather: Weather) -> Cluster {
+        let turn = take_turn();
+        let mut builder = turmoil::Builder::new();
+        builder
+            .rng_seed(mix(seed, 1, 1))
+            .epoch(SystemTime::UNIX_EPOCH + Duration::from_millis(EPOCH_MS))
+            .simulation_duration(SIMULATION_MAX)
+            .tick_duration(Duration::from_millis(1))
+            .min_message_latency(Duration::from_millis(weather.latency_min))
+            .max_message_latency(Duration::from_millis(weather.latency_max))
+            .tcp_capacity(4_096)
+            .udp_capacity(4_096);
+        if weather.random_order {
+            builder.enable_random_order();
+        }
+        let mut sim = builder.build();
+        let mut hosts = Vec::new();
+        for (index, offset) in offsets.iter().enumerate() {
+            let config = config(index, offsets.len());
+            let host = Arc::new(Host {
+                name: config.node.name.clone(),
+                id: config.node.id,
+                storage: Arc::new(MemoryStorage::new()),
+                offset: Arc::new(AtomicU64::new(*offset)),
+                lives: AtomicU64::new(0),
+                ready: AtomicBool::new(false),
+                service: Mutex::new(Weak::new()),
+            });
+            let software = host.clone();
+            sim.host(host.name.clone(), move || live(software.clone(), config.clone(), seed));
+            hosts.push(host);
+        }
+        let names = hosts.iter().map(|host| host.name.clone()).collect();
+        let up = vec![true; hosts.len()];
+        Cluster { sim, hosts, recorder: Recorder::default(), names, up, _turn: turn }
+    }
+
+    /// Simulated milliseconds so far.
+    pub fn now_ms(&self) -> u64 {
+        u64::try_from(self.sim.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// One more millisecond; whether all clients are done.
+    pub fn step(&mut self) -> bool {
+        match self.sim.step() {
+            Ok(done) => done,
+            Err(error) => panic!("the simulation ended at {} ms: {error}", self.now_ms()),
+        }
+    }
+
+    /// Steps until all clients are done.
+    pub fn run_clients(&mut self) {
+        while !self.step() {}
+    }
+
+    /// Steps until every node serves clients; panics after `max_ms`.
+    pub fn until_ready(&mut self, max_ms: u64) {
+        let begin = self.now_ms();
+        while !self.hosts.iter().all(|host| host.service().is_some()) {
+            assert!(self.now_ms() - begin < max_ms, "not every node serves clients after {max_ms} ms");
+            self.step();
+        }
+    }
+
+    /// Adds a client host.
+    pub fn client<F>(&mut self, name: &str, software: F)
+    where
+        F: Future<Output = ()> + 'static,
+    {
+        self.names.push(name.to_owned());
+        self.sim.client(name.to_owned(), async move {
+            software.await;
+            Ok(())
+        });
+    }
+
+    /// Whether a node's host runs.
+    pub fn is_up(&self, host: usize) -> bool {
+        self.up[host]
+    }
+
+    /// Cuts a host's power: what was not synced is lost, as far as `seed` says. `silent`: its connections
+    /// just go dead, as with a power cut; else they are closed, as with a killed process.
+    pub fn crash(&mut self, host: usize, seed: u64, silent: bool) {
+        let name = self.hosts[host].name.clone();
+        if silent {
+            self.isolate(host);
+        }
+        self.sim.crash(name);
+        self.hosts[host].ready.store(false, Ordering::Relaxed);
+        let lost = self.hosts[host].storage.crash_with(seed);
+        self.recorder.note(self.now_ms(), &format!("n{} crash silent={silent} lost={lost}", host + 1));
+        self.up[host] = false;
+    }
+
+    /// Starts a crashed host again.
+    pub fn bounce(&mut self, host: usize) {
+        if !self.up[host] {
+            self.recorder.note(self.now_ms(), &format!("n{} start", host + 1));
+            self.rejoin(host);
+            self.sim.bounce(self.hosts[host].name.clone());
+            self.up[host] = true;
+        }
+    }
+
+    /// Cuts all links of a host.
+    pub fn isolate(&mut self, host: usize) {
+        let name = &self.hosts[host].name;
+        for other in self.names.iter().filter(|other| *other != name) {
+            self.sim.partition(name.as_str(), other.as_str());
+        }
+    }
+
+    /// Repairs all links of a host, and delivers what was held.
+    pub fn rejoin(&mut self, host: usize) {
+        let name = &self.hosts[host].name;
+        for other in self.names.iter().filter(|other| *other != name) {
+            self.sim.release(name.as_str(), other.as_str());
+        }
+    }
+
+    /// Repairs everything and starts every host.
+    pub fn heal(&mut self) {
+        for (index, name) in self.names.iter().enumerate() {
+            for other in &self.names[..index] {
+                self.sim.release(name.as_str(), other.as_str());
+            }
+        }
+        for host in 0..self.hosts.len() {
+            self.bounce(host);
+        }
+        self.recorder.note(self.now_ms(), "heal");
+    }
+
+    /// F28: what counts as under way once nothing is. Empty if all is well.
+    pub fn leaks(&self) -> Vec<String> {
+        let mut leaks = Vec::new();
+        for host in &self.hosts {
+            let Some(service) = host.service() else {
+                leaks.push(format!("{} does not serve", host.name));
+                continue;
+            };
+            let coordinator = &service.coordinator;
+            let under_way = coordinator.under_way.load(Ordering::Relaxed);
+            if under_way != 0 {
+                leaks.push(format!("{}: {under_way} requests under way", host.name));
+            }
+            for other in self.hosts.iter().filter(|other| other.id != host.id) {
+                match coordinator.driver.links.up(other.id).map(|link| link.in_flight()) {
+                    Some(0) => {}
+                    Some(n) => leaks.push(format!("{} to {}: {n} in flight", host.name, other.name)),
+                    None => leaks.push(format!("{} to {}: the link is down", host.name, other.name)),
+                }
+            }
+        }
+        leaks
+    }
+}

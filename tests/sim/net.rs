@@ -1,0 +1,71 @@
+//! A node's network over turmoil: connections and datagrams that the simulation delays, holds and cuts.
+//!
+//! Hosts have names; turmoil's own table turns them into addresses. Listeners are bound to all addresses of
+//! their host, because turmoil knows no others.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use quoral::rpc::transport::{BoxFuture, Connection, Datagrams, Listener, Network};
+use turmoil::net::{TcpListener, TcpStream, UdpSocket};
+
+/// The network of whichever simulated host uses it.
+#[derive(Debug, Clone, Copy)]
+pub struct SimNetwork;
+
+struct SimListener(TcpListener);
+struct SimSocket(UdpSocket);
+
+fn address(name: &str) -> io::Result<SocketAddr> {
+    let bad = || io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is not host:port"));
+    let (host, port) = name.rsplit_once(':').ok_or_else(bad)?;
+    Ok(SocketAddr::new(turmoil::lookup(host), port.parse().map_err(|_| bad())?))
+}
+
+impl Network for SimNetwork {
+    fn listen(&self, at: SocketAddr) -> BoxFuture<'_, io::Result<Box<dyn Listener>>> {
+        Box::pin(async move {
+            let listener = TcpListener::bind(at).await?;
+            Ok(Box::new(SimListener(listener)) as Box<dyn Listener>)
+        })
+    }
+
+    fn connect<'a>(&'a self, to: &'a str) -> BoxFuture<'a, io::Result<Connection>> {
+        Box::pin(async move {
+            let stream = TcpStream::connect(address(to)?).await?;
+            let peer = stream.peer_addr()?;
+            Ok(Connection { stream: Box::new(stream), peer })
+        })
+    }
+
+    fn bind(&self, at: SocketAddr) -> BoxFuture<'_, io::Result<Arc<dyn Datagrams>>> {
+        Box::pin(async move {
+            let socket = UdpSocket::bind(at).await?;
+            Ok(Arc::new(SimSocket(socket)) as Arc<dyn Datagrams>)
+        })
+    }
+
+    fn resolve<'a>(&'a self, name: &'a str) -> BoxFuture<'a, io::Result<SocketAddr>> {
+        Box::pin(async move { address(name) })
+    }
+}
+
+impl Listener for SimListener {
+    fn accept(&mut self) -> BoxFuture<'_, io::Result<Connection>> {
+        Box::pin(async move {
+            let (stream, peer) = self.0.accept().await?;
+            Ok(Connection { stream: Box::new(stream), peer })
+        })
+    }
+}
+
+impl Datagrams for SimSocket {
+    fn send_to<'a>(&'a self, bytes: &'a [u8], to: SocketAddr) -> BoxFuture<'a, io::Result<()>> {
+        Box::pin(async move { self.0.send_to(bytes, to).await.map(|_| ()) })
+    }
+
+    fn receive_from<'a>(&'a self, buffer: &'a mut [u8]) -> BoxFuture<'a, io::Result<(usize, SocketAddr)>> {
+        Box::pin(self.0.recv_from(buffer))
+    }
+}
