@@ -7,8 +7,9 @@ use std::fs;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::process::Output;
+use std::time::Duration;
 
-use dev::{Dev, code, quoral, run, stderr, stdout};
+use dev::{Dev, PATIENCE, code, quoral, run, stderr, stdout};
 use quoral::storage::sled::SledStorage;
 use quoral::storage::{Batch, Storage, schema};
 use rustix::process::{Signal, kill_process};
@@ -37,16 +38,38 @@ impl Site {
         self.dir.join(node).join("data").to_str().expect("UTF-8").to_string()
     }
 
-    /// Asks the cluster.
+    /// Asks n1.
     fn ask(&self, arguments: &[&str]) -> Output {
         quoral().args(arguments).args(["--endpoints", &self.endpoint("n1")]).output().expect("runs")
     }
 
+    /// Asks, again as long as too few nodes have met and nothing was done.
     fn ask_well(&self, arguments: &[&str]) -> String {
-        let output = self.ask(arguments);
+        let mut output = self.ask(arguments);
+        for _ in 0..PATIENCE.as_millis() / 50 {
+            if code(&output) != 5 {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+            output = self.ask(arguments);
+        }
         assert_eq!(code(&output), 0, "{arguments:?}: {}", stderr(&output));
         stdout(&output)
     }
+}
+
+/// Waits until n1 sees all nodes, for each node may be ready before it has met the others.
+fn wait_all_alive(site: &Site) {
+    for _ in 0..PATIENCE.as_millis() / 50 {
+        let preflist = site.ask(&["inspect", "preflist", "cart", "-o", "json"]);
+        let all =
+            json(&preflist)["nodes"].as_array().is_some_and(|n| n.iter().all(|n| n["state"] == "alive"));
+        if all {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("the nodes do not meet");
 }
 
 fn json(output: &Output) -> Value {
@@ -85,6 +108,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 fn write_some(site: &Site) {
+    wait_all_alive(site);
     site.ask_well(&["put", "cart", "milk", "--w", "all"]);
     site.ask_well(&["put", "room", "hello", "--sort", "2026", "--w", "all"]);
     site.ask_well(&["put", "brief", "gone", "--ttl", "1ms", "--w", "all"]);

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -33,6 +34,8 @@ pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+static STARTS: AtomicU32 = AtomicU32::new(0);
+
 /// A running `quoral dev`; killed if a test fails.
 pub struct Dev {
     pub child: Child,
@@ -53,10 +56,10 @@ impl Dev {
     /// Starts one in `dir`, on ports that are free, and waits for `ready`.
     pub fn start(dir: &Path, nodes: &str) -> Dev {
         let fresh = !dir.join("n1/quoral.toml").exists();
-        let process = u16::try_from(std::process::id() % 500).expect("small");
-        for attempt in 0..20 {
-            // Below the ports that systems give out by themselves.
-            let base = (12_000 + process * 30 + attempt * 700).to_string();
+        for _ in 0..20 {
+            // Below the ports that systems give out by themselves; others for each start of this process.
+            let start = std::process::id().wrapping_mul(7) + STARTS.fetch_add(1, Ordering::Relaxed);
+            let base = (12_000 + start % 500 * 40).to_string();
             let mut command = quoral();
             command.args(["dev", "--nodes", nodes, "--dir"]).arg(dir);
             if fresh {
@@ -78,7 +81,7 @@ impl Dev {
             }
             drop(send);
             let mut dev = Dev { child, lines };
-            match dev.wait_for(|line| line == "ready" || line.contains("can't listen on all ports")) {
+            match dev.wait_for(|line| line == "ready" || line.contains("can't listen")) {
                 Some(line) if line == "ready" => return dev,
                 Some(_) if fresh => {
                     dev.child.wait().expect("ended");
