@@ -1,11 +1,11 @@
 //! The command line as a user meets it: the binary is run, its output and exit codes are checked.
 
-use std::io::{BufRead, BufReader, Read};
+mod dev;
+
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc;
 use std::time::Duration;
 
+use dev::{Dev, PATIENCE, code, quoral, run, stderr, stdout};
 use rustix::process::{Pid, Signal, kill_process};
 
 const GOOD: &str = r#"
@@ -17,31 +17,6 @@ data_dir = "data"
 [bootstrap]
 nodes = [{ id = "00000000000000a1", name = "n1", address = "127.0.0.1:7401" }]
 "#;
-
-fn quoral() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_quoral"));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("QUORAL_")) {
-        command.env_remove(name);
-    }
-    command.stdin(Stdio::null());
-    command
-}
-
-fn run(arguments: &[&str]) -> Output {
-    quoral().args(arguments).output().expect("runs")
-}
-
-fn code(output: &Output) -> i32 {
-    output.status.code().expect("not killed")
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
 
 fn file(dir: &Path, text: &str) -> String {
     let path = dir.join("quoral.toml");
@@ -67,6 +42,33 @@ fn a_good_configuration_is_ok_and_is_shown() {
     let json = run(&["config", "show", &path, "-o", "json"]);
     let value: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
     assert_eq!(value["bootstrap"]["partitions"], 256);
+}
+
+#[test]
+fn without_a_file_the_defaults_and_the_environment_are_shown() {
+    let show = |name: &str, value: &str, json: bool| {
+        let mut command = quoral();
+        command.args(["config", "show", "-o", if json { "json" } else { "text" }]).env(name, value);
+        command.output().expect("runs")
+    };
+    let shown = show("QUORAL_NODE_NAME", "ann", false);
+    let text = stdout(&shown);
+    assert_eq!(code(&shown), 0, "{}", stderr(&shown));
+    for line in
+        ["# id = ", "# data_dir = ", "# nodes = [", "#   { id = ", "name = \"ann\"", "partitions = 256"]
+    {
+        assert!(text.lines().any(|got| got.starts_with(line)), "{line}: {text}");
+    }
+    let shown = show("QUORAL_NODE_NAME", "ann", true);
+    let value: serde_json::Value = serde_json::from_slice(&shown.stdout).expect("JSON");
+    assert_eq!((&value["node"]["name"], &value["node"]["id"]), (&"ann".into(), &serde_json::Value::Null));
+    let bad = show("QUORAL_BOOTSTRAP_PARTITIONS", "17", false);
+    assert_eq!((code(&bad), stdout(&bad)), (1, String::new()));
+    assert!(
+        stderr(&bad).contains("QUORAL_BOOTSTRAP_PARTITIONS: bootstrap.partitions: is 17"),
+        "{}",
+        stderr(&bad)
+    );
 }
 
 #[test]
@@ -108,6 +110,10 @@ fn bad_usage_exits_2() {
         &["keyspace", "create", "x", "--ttl", "0s"],
         &["serve"],
         &["dev", "--nodes", "0"],
+        &["inspect"],
+        &["inspect", "record"],
+        &["inspect", "record", ""],
+        &["inspect", "partition", "seven"],
     ] {
         let output = run(arguments);
         assert_eq!(code(&output), 2, "{arguments:?}: {}", stderr(&output));
@@ -162,91 +168,6 @@ fn a_cluster_that_is_not_there_is_unavailable() {
         .expect("runs");
     let value: serde_json::Value = serde_json::from_slice(&create.stdout).expect("JSON");
     assert_eq!((code(&create), &value["code"], &value["applied"]), (5, &"UNAVAILABLE".into(), &"NO".into()));
-}
-
-/// A running `quoral dev`; killed if a test fails.
-struct Dev {
-    child: Child,
-    lines: mpsc::Receiver<String>,
-}
-
-impl Drop for Dev {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Long enough for a slow machine; nothing waits for it unless something is wrong.
-const PATIENCE: Duration = Duration::from_secs(90);
-
-impl Dev {
-    /// Starts one in `dir`, on ports that are free, and waits for `ready`.
-    fn start(dir: &Path, nodes: &str) -> Dev {
-        let fresh = !dir.join("n1/quoral.toml").exists();
-        let process = u16::try_from(std::process::id() % 500).expect("small");
-        for attempt in 0..20 {
-            // Below the ports that systems give out by themselves.
-            let base = (12_000 + process * 30 + attempt * 700).to_string();
-            let mut command = quoral();
-            command.args(["dev", "--nodes", nodes, "--dir"]).arg(dir);
-            if fresh {
-                command.args(["--base-port", &base]);
-            }
-            let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
-            let (send, lines) = mpsc::channel();
-            let readers: [Box<dyn Read + Send>; 2] = [
-                Box::new(child.stdout.take().expect("piped")),
-                Box::new(child.stderr.take().expect("piped")),
-            ];
-            for reader in readers {
-                let send = send.clone();
-                std::thread::spawn(move || {
-                    for line in BufReader::new(reader).lines().map_while(Result::ok) {
-                        let _ = send.send(line);
-                    }
-                });
-            }
-            drop(send);
-            let mut dev = Dev { child, lines };
-            match dev.wait_for(|line| line == "ready" || line.contains("can't listen on all ports")) {
-                Some(line) if line == "ready" => return dev,
-                Some(_) if fresh => {
-                    dev.child.wait().expect("ended");
-                    std::fs::remove_dir_all(dir).expect("removed");
-                }
-                other => panic!("not ready: {other:?}"),
-            }
-        }
-        panic!("no free ports");
-    }
-
-    /// The first line that is wanted; `None` if the output ends before.
-    fn wait_for(&mut self, wanted: impl Fn(&str) -> bool) -> Option<String> {
-        loop {
-            match self.lines.recv_timeout(PATIENCE) {
-                Ok(line) if wanted(&line) => return Some(line),
-                Ok(_) => {}
-                Err(mpsc::RecvTimeoutError::Disconnected) => return None,
-                Err(mpsc::RecvTimeoutError::Timeout) => panic!("nothing was said in time"),
-            }
-        }
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(pid(self.child.id()), signal).expect("it runs");
-    }
-
-    /// The processes that it started.
-    fn nodes(&self) -> Vec<Pid> {
-        let id = self.child.id();
-        let text = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).expect("Linux");
-        text.split_whitespace().map(|id| pid(id.parse().expect("a number"))).collect()
-    }
-}
-
-fn pid(id: u32) -> Pid {
-    Pid::from_raw(i32::try_from(id).expect("small")).expect("not 0")
 }
 
 /// Gone, or dead and not yet collected by whoever inherited it.
