@@ -310,6 +310,7 @@ impl Node {
                 break;
             }
             tokio::select! {
+                biased;
                 changed = contacts.changed() => if changed.is_err() { break },
                 () = &mut told => {
                     let refused = now.iter().find_map(|(peer, contact)| match contact {
@@ -442,6 +443,7 @@ async fn report(service: Arc<NodeService>, metrics: Arc<Metrics>) {
             tracing::error!(%invalid, "this node can't be told of");
         }
         tokio::select! {
+            biased;
             changed = maps.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(REPORT_PERIOD) => {}
         }

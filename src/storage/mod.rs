@@ -3,11 +3,18 @@
 //! A small synchronous trait, so that everything above is deterministic and runs on `memory` in the
 //! simulator and on `sled` in production. What a batch wrote is visible at once, and durable after the
 //! next [`Storage::sync`]; a crash may lose any suffix of what was written since, never a part of a batch.
+//!
+//! Caveats:
+//! - A scan is no snapshot: it may see some of the writes made meanwhile and not others.
+//! - `sled` takes a batch of one write as one; a batch of 2 or 3 costs three times as much a write, one of 64
+//!   or more as much as single ones. Order may serve where atomicity was wanted: a crash keeps a prefix.
+//! - Once a sync has failed, the storage only reads: the device may have dropped what it could not write.
 
 mod large;
 pub mod memory;
 pub mod schema;
 pub mod sled;
+mod stored;
 
 use std::ops::Bound;
 

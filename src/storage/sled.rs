@@ -36,6 +36,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use super::large::{INLINE_BYTES_MAX, LargeValues, Pointer, from_io};
+use super::stored::{Stored, decode, encode_inline, encode_pointer, stuff, unstuff};
 use super::{Batch, Storage, StorageError, Write, is_empty_range};
 
 /// Longest key, as stored. A key of `schema` has at most 3 081 bytes, and stuffing adds to few of them.
@@ -69,11 +70,6 @@ const PANIC_CHARS: usize = 200;
 const OWN_TREE: &str = "quoral";
 const FORMAT_KEY: &str = "format";
 const FORMAT: [u8; 2] = [b'S', 1];
-
-/// First byte of a stored value: the rest is the value.
-const INLINE: u8 = b'v';
-/// First byte of a stored value: the rest is the number and the length of a large one.
-const POINTER: u8 = b'p';
 
 /// A `sled` database in a directory.
 pub struct SledStorage {
@@ -211,7 +207,7 @@ impl SledStorage {
                     pointers.push((pointer, key.len()));
                     Some(encode_pointer(pointer))
                 }
-                Some(value) => Some([&[INLINE], value].concat()),
+                Some(value) => Some(encode_inline(value)),
                 None => None,
             };
             placed.push((key, stored));
@@ -487,65 +483,30 @@ fn check_key(key: &[u8]) -> Result<(), StorageError> {
 /// A key, and what sled is to store for it.
 type Placed<'a> = (&'a [u8], Option<Vec<u8>>);
 
-enum Stored<'a> {
-    Here(&'a [u8]),
-    At(Pointer),
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn encode_pointer(pointer: Pointer) -> Vec<u8> {
-    [&[POINTER][..], &pointer.id.to_be_bytes(), &pointer.len.to_be_bytes()].concat()
-}
+    /// A failure within sled is final: what it holds is in doubt.
+    #[test]
+    fn after_a_failed_change_all_writes_fail_and_reads_go_on() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let storage = SledStorage::open(dir.path(), 1 << 20).expect("opened");
+        let mut batch = Batch::new();
+        batch.put(*b"a", *b"1");
+        storage.write(&batch).expect("written");
+        let injected = || Err(sled::Error::Io(std::io::Error::from(ErrorKind::StorageFull)));
+        let failed = storage.change::<()>(injected).expect_err("injected");
+        assert!(matches!(failed, StorageError::Io(_)), "not Full: it may be half done: {failed}");
+        assert_eq!(storage.write(&batch), Err(failed.clone()));
+        assert_eq!(storage.sync(), Err(failed));
+        assert_eq!(storage.get(b"a"), Ok(Some(b"1".to_vec())));
+    }
 
-fn decode(stored: &[u8]) -> Result<Stored<'_>, StorageError> {
-    let damaged = || StorageError::Corrupt("a stored value of no known form".into());
-    match stored {
-        [INLINE, value @ ..] => Ok(Stored::Here(value)),
-        [POINTER, rest @ ..] => {
-            let (id, rest) = rest.split_first_chunk().ok_or_else(damaged)?;
-            let len = rest.try_into().map_err(|_| damaged())?;
-            Ok(Stored::At(Pointer { id: u64::from_be_bytes(*id), len: u64::from_be_bytes(len) }))
-        }
-        _ => Err(damaged()),
+    #[test]
+    fn a_panic_of_the_engine_is_an_error() {
+        let panicked = caught::<()>(|| panic!("{}", "x".repeat(1_000))).expect_err("a panic");
+        let StorageError::Corrupt(what) = panicked else { panic!("{panicked}") };
+        assert!(what.contains("panicked: x") && what.len() < 300, "{what}");
     }
-}
-
-/// Most bytes `ff` in a row in a stored key. sled looks for the page before one that begins at `k` by `k`
-/// less one with four bytes `ff` behind it, so none may begin between the two.
-const RUN_MAX: usize = 3;
-
-/// The key as stored: a 0 follows each third `ff` of a run. What is added depends on what stands before it
-/// alone, so order stays.
-fn stuff(key: &[u8]) -> Cow<'_, [u8]> {
-    if !key.windows(RUN_MAX).any(|window| window.iter().all(|byte| *byte == 0xff)) {
-        return Cow::Borrowed(key);
-    }
-    let mut out = Vec::with_capacity(key.len() + key.len() / RUN_MAX);
-    let mut run = 0;
-    for byte in key {
-        out.push(*byte);
-        run = if *byte == 0xff { run + 1 } else { 0 };
-        if run == RUN_MAX {
-            out.push(0);
-            run = 0;
-        }
-    }
-    Cow::Owned(out)
-}
-
-/// Takes back [`stuff`].
-fn unstuff(stored: &[u8]) -> Cow<'_, [u8]> {
-    if !stored.windows(RUN_MAX).any(|window| window.iter().all(|byte| *byte == 0xff)) {
-        return Cow::Borrowed(stored);
-    }
-    let mut out = Vec::with_capacity(stored.len());
-    let mut run = 0;
-    for byte in stored {
-        if run == RUN_MAX {
-            run = 0;
-            continue;
-        }
-        out.push(*byte);
-        run = if *byte == 0xff { run + 1 } else { 0 };
-    }
-    Cow::Owned(out)
 }

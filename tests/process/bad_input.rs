@@ -49,7 +49,7 @@ async fn check_serves(cluster: &mut Cluster, what: &str) {
         kv.put(request).await.unwrap_or_else(|e| panic!("after {what}, put through {}: {e:?}", node.name));
         let answer = kv.get(get_r(format!("after {what}"), 3)).await;
         let answer = answer.unwrap_or_else(|e| panic!("after {what}, get through {}: {e:?}", node.name));
-        assert_eq!(client::values(answer.get_ref()), [node.name.clone()], "after {what}");
+        assert_eq!(client::values(answer.get_ref()), [node.name.as_str()], "after {what}");
         assert_eq!(node.ready(), Ok(()), "after {what}");
     }
     cluster.check();

@@ -6,6 +6,10 @@
 //! `QUORAL_KILL_ROUNDS` sets the rounds of the test that kills all nodes at once (2; the bar is 20).
 
 #![allow(clippy::disallowed_methods, reason = "real processes are waited for in real time")]
+#![allow(
+    clippy::await_holding_lock,
+    reason = "each test has its own runtime, in which nobody else wants the lock"
+)]
 
 mod bad_input;
 mod client;

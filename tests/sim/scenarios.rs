@@ -9,6 +9,7 @@ use crate::client::{Ask, Client};
 use crate::cluster::{Cluster, Weather};
 use crate::history::{Outcome, digest};
 use crate::nemesis::{Deed, NetFault, Plan};
+use crate::swarm::{RECOVERY_MS, recover};
 
 /// Three hosts; a client puts and gets through a partition and its repair.
 fn through_a_partition(seed: u64) -> Vec<String> {
@@ -45,6 +46,56 @@ fn through_a_partition(seed: u64) -> Vec<String> {
     assert!(ops.iter().any(|op| op.node == 0 && during(op.began_ms) && !done(op)), "the minority did not");
     assert!(ops.iter().rev().take(6).all(done), "after the repair every node serves");
     cluster.recorder.trace()
+}
+
+/// F30: a put whose sync fails says "maybe", the failed node shows it to nobody, and a crash settles it.
+#[test]
+fn f30_a_write_whose_sync_failed_is_in_doubt() {
+    let weather = Weather { latency_min: 1, latency_max: 5, random_order: false };
+    let mut cluster = Cluster::new(1, &[0, 0, 0], weather);
+    cluster.until_ready(10_000);
+    let (recorder, disk) = (cluster.recorder.clone(), cluster.hosts[0].storage.clone());
+    let names: Vec<String> = cluster.hosts.iter().map(|host| host.name.clone()).collect();
+    cluster.client("client", async move {
+        let mut client = Client::new(0, &names, Duration::from_millis(100), recorder);
+        for conflicts in [Conflicts::Lww, Conflicts::Siblings] {
+            let ask = Ask { node: 0, conflicts, key: "k".into(), timeout_ms: 500, level: None };
+            assert!(client.put(&ask).await);
+        }
+        disk.fail_next_sync("gone");
+        let ask = Ask { node: 0, conflicts: Conflicts::Lww, key: "k".into(), timeout_ms: 500, level: None };
+        assert!(!client.put(&ask).await);
+        assert!(client.get(&ask).await, "the others can be read through the failed node");
+        // What was never written is refused for sure.
+        assert!(!client.put(&Ask { key: "other".into(), ..ask.clone() }).await);
+    });
+    cluster.run_clients();
+    let ops = cluster.recorder.ops();
+    assert_eq!(check(&ops), Vec::<String>::new());
+    let [doubt, read, refused] = &ops[2..] else { panic!("five operations") };
+    assert!(matches!(doubt.outcome, Outcome::Unknown(_)), "{doubt}");
+    assert!(matches!(&read.outcome, Outcome::Read(values, _) if values[0].0 == 1), "{read}");
+    assert!(matches!(refused.outcome, Outcome::Refused(_)), "{refused}");
+}
+
+/// TCP in turmoil never sends again what was lost, so a link that was cut is dead until its keep-alive finds
+/// out. However long the cut was, every node must reach all replicas soon after the repair.
+#[test]
+fn links_recover_soon_after_a_repair() {
+    for (seed, cut_ms) in [20, 200, 600, 1_300, 1_700, 6_000].into_iter().enumerate() {
+        let weather = Weather { latency_min: 1, latency_max: 10, random_order: false };
+        let mut cluster = Cluster::new(seed as u64, &[0, 0, 0], weather);
+        cluster.until_ready(10_000);
+        cluster.isolate(0);
+        for _ in 0..cut_ms {
+            cluster.step();
+        }
+        cluster.heal();
+        let took = recover(&mut cluster, Duration::from_millis(100));
+        println!("cut for {cut_ms} ms: recovered in {took} ms");
+        assert!(took <= RECOVERY_MS, "cut for {cut_ms} ms: recovered in {took} ms");
+        assert_eq!(cluster.leaks(), Vec::<String>::new());
+    }
 }
 
 /// The scenario of three hosts, one seed, and the same trace twice.

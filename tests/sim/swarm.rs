@@ -22,7 +22,7 @@ use crate::net::SimNetwork;
 /// way to a new connection.
 const AFTERMATH_MS: u64 = 2_500;
 /// The bar for the time from the repair to the first write that all replicas take, through every node.
-const RECOVERY_MS: u64 = 3_000;
+pub const RECOVERY_MS: u64 = 3_000;
 
 /// What a scenario is drawn to be.
 struct Draw {
@@ -165,7 +165,7 @@ fn add_client(cluster: &mut Cluster, draw: &Draw, seed: u64, number: usize, pati
 }
 
 /// Writes through every node until all replicas have taken one; how long that took.
-fn recover(cluster: &mut Cluster, patience: Duration) -> u64 {
+pub fn recover(cluster: &mut Cluster, patience: Duration) -> u64 {
     let healed = cluster.now_ms();
     let slowest = Arc::new(Mutex::new(0));
     for node in 0..cluster.hosts.len() {

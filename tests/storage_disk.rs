@@ -1,11 +1,11 @@
-//! What `sled` storage acknowledged survives a power cut; what it wrote since survives as a prefix of whole
-//! batches.
+//! `sled` storage on a disk whose power is cut, and on one that is full.
 //!
+//! What was acknowledged survives a power cut; what was written since survives as a prefix of whole batches.
 //! The cut is a file system of its own in a file, which is told to drop all that is not on stable storage:
-//! directory entries and file sizes too. This needs root, loop devices and `xfs_io` or `python3`, so it runs
-//! only when asked for:
+//! directory entries and file sizes too. This needs root, loop devices and `xfs_io` or `python3`, so these
+//! tests run only when asked for:
 //!
-//! `QUORAL_POWER_CUT=1 cargo test --release --test power_cut -- --nocapture`
+//! `QUORAL_DISK_FAULTS=1 cargo test --release --test storage_disk -- --nocapture`
 //!
 //! This binary starts itself as a child, which acknowledges what it has synced until the power is cut. It
 //! syncs after few batches, or after so many that sled reuses parts of its log in between.
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use quoral::storage::sled::SledStorage;
-use quoral::storage::{Batch, Storage};
+use quoral::storage::{Batch, Storage, StorageError};
 
 const CHILD_DIR: &str = "QUORAL_TEST_CHILD_DIR";
 const CHILD_FROM: &str = "QUORAL_TEST_CHILD_FROM";
@@ -174,14 +174,74 @@ fn start(dir: &Path, from: u64, group: u64) -> Child {
         .expect("started")
 }
 
+fn wanted(what: &str) -> bool {
+    let wanted = std::env::var("QUORAL_DISK_FAULTS").is_ok();
+    if !wanted {
+        eprintln!("SKIPPED: set QUORAL_DISK_FAULTS=1, as root, to {what}");
+    }
+    wanted
+}
+
+/// Writes are refused, whole, while there is still room for the engine; they go on when room is made. Nothing
+/// in it fails for good, and it can be started on the full disk.
+#[test]
+fn a_full_disk_refuses_writes_until_there_is_room() {
+    if !wanted("fill a disk") {
+        return;
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let mount = dir.path().join("mount");
+    std::fs::create_dir(&mount).expect("the mount point");
+    run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=128m", "tmpfs"]).arg(&mount));
+    let disk = Disk { dir: dir.path().to_path_buf() };
+    let filler = mount.join("filler");
+    std::fs::write(&filler, vec![0; 40 << 20]).expect("filled");
+    let data = mount.join("data");
+    let mut storage = open(&data);
+    let batch = |n: u64| {
+        let mut batch = Batch::new();
+        batch.put(n.to_be_bytes(), value(n, if n.is_multiple_of(100) { 100_000 } else { 1_000 }));
+        batch.put(*b"last", n.to_be_bytes());
+        batch
+    };
+    let mut written = 0;
+    for round in 0..3 {
+        let first = written + 1;
+        let refused = (first..first + 200_000).find_map(|n| {
+            let result = storage.write(&batch(n));
+            if result.is_ok() {
+                written = n;
+                if n.is_multiple_of(20) {
+                    storage.sync().expect("synced");
+                }
+            }
+            result.err()
+        });
+        assert_eq!(refused, Some(StorageError::Full), "round {round}");
+        storage.sync().expect("what was taken can be synced");
+        assert_eq!(storage.get(b"last"), Ok(Some(written.to_be_bytes().to_vec())), "round {round}");
+        drop(storage);
+        // This may free a little room: sled drops the free end of its log.
+        storage = open(&data);
+        assert_eq!(storage.get(b"last"), Ok(Some(written.to_be_bytes().to_vec())), "round {round}");
+        let left = 40 - 10 * (round + 1);
+        std::fs::write(&filler, vec![0; left << 20]).expect("made room");
+        let next = written + 1;
+        storage.write(&batch(next)).expect("there is room again");
+        written = next;
+        println!("round {round}: full before batch {written}, {} MiB", storage.disk_bytes() >> 20);
+    }
+    drop(storage);
+    drop(disk);
+}
+
 #[test]
 fn nothing_acknowledged_is_lost_in_a_power_cut() {
     if let Ok(dir) = std::env::var(CHILD_DIR) {
         let number = |name| std::env::var(name).expect("set").parse().expect("a number");
         return child(Path::new(&dir), number(CHILD_FROM), number(CHILD_GROUP));
     }
-    if std::env::var("QUORAL_POWER_CUT").is_err() {
-        eprintln!("SKIPPED: set QUORAL_POWER_CUT=1, as root, to cut the power");
+    if !wanted("cut the power") {
         return;
     }
     let dir = tempfile::tempdir().expect("a directory");
