@@ -7,12 +7,13 @@ use serde_json::json;
 
 use super::Global;
 use super::output::{self, CliError, CliResult, Exit};
-use crate::node::config::Checked;
+use crate::node::config::{Checked, ConfigError};
 
 /// Checks or shows a node's configuration.
 #[derive(Debug, Subcommand)]
 #[command(after_help = "Examples:
   quoral config check quoral.toml
+  quoral config show
   quoral config show quoral.toml
   QUORAL_NODE_DURABILITY=interval quoral config show quoral.toml")]
 pub enum ConfigVerb {
@@ -23,18 +24,19 @@ pub enum ConfigVerb {
     },
     /// Prints the effective configuration, and where each value comes from.
     Show {
-        /// The file.
-        file: PathBuf,
+        /// The file. Without one, the defaults and the environment; what is required and missing is then
+        /// shown as a comment, with an example.
+        file: Option<PathBuf>,
     },
 }
 
 impl ConfigVerb {
     /// Reads the file and prints what was asked.
     pub fn run(self, global: &Global) -> CliResult {
-        let load = |file: &PathBuf| Checked::load(file).map_err(|error| CliError::error(error.to_string()));
+        let problems = |error: ConfigError| CliError::error(error.to_string());
         match self {
             ConfigVerb::Check { file } => {
-                load(&file)?;
+                Checked::load(&file).map_err(problems)?;
                 if global.json() {
                     output::print_json(&json!({ "file": file.display().to_string(), "ok": true }))?;
                 } else {
@@ -42,7 +44,8 @@ impl ConfigVerb {
                 }
             }
             ConfigVerb::Show { file } => {
-                let shown = load(&file)?.render();
+                let checked = file.as_deref().map_or_else(Checked::without_file, Checked::load);
+                let shown = checked.map_err(problems)?.render();
                 if global.json() {
                     let table: toml::Table = toml::from_str(&shown)
                         .map_err(|error| CliError::error(format!("can't be shown as JSON: {error}")))?;

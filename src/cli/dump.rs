@@ -16,10 +16,10 @@ use tokio::time::Instant;
 
 use super::Global;
 use super::checkpoint::{Checkpoint, DumpPoint, Owner};
-use super::kv::keyspace;
 use super::output::{self, CliError, CliResult, Exit};
 use super::pages::{Known, Pages};
 use super::progress::Progress;
+use super::request::keyspace;
 use super::rows;
 use super::scan::scan_level;
 use crate::rpc::proto::{ScanRequest, ScanResponse};

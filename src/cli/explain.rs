@@ -3,12 +3,12 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
-use bytes::Bytes;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::Global;
-use super::output::{self, CliResult, Exit, Op};
+use super::client::Cluster;
+use super::output::{self, CliError, CliResult, Exit, Op};
 use crate::rpc::proto;
 use crate::types::key::Key;
 
@@ -28,31 +28,38 @@ pub struct ExplainArgs {
 impl ExplainArgs {
     /// Asks one node, which asks the replicas, and prints what they say.
     pub async fn run(self, global: &Global) -> CliResult {
-        let key = Bytes::from(self.key.into_vec());
-        let sort = Bytes::from(self.sort.map(OsStringExt::into_vec).unwrap_or_default());
-        Key::new(key.clone(), sort.clone())?;
-        let request = proto::ExplainRequest { keyspace: global.keyspace.clone(), key, sort };
-        let answer = global
-            .client()?
-            .call_cluster(Op::Read, |mut cluster| {
-                let request = request.clone();
-                async move { cluster.explain(request).await }
-            })
-            .await?;
-        if global.json() {
-            output::print_json(&to_json(&request, &answer))?;
-        } else {
-            output::print(to_text(&request, &answer))?;
-        }
+        let key = self.key.into_vec();
+        let key = Key::new(key, self.sort.map(OsStringExt::into_vec).unwrap_or_default())?;
+        show(global, &key, &ask(global, &key).await?)?;
         Ok(Exit::Done)
     }
 }
 
-fn to_json(request: &proto::ExplainRequest, answer: &proto::ExplainResponse) -> Value {
+/// Asks one node, which asks the replicas.
+pub async fn ask(global: &Global, key: &Key) -> Result<proto::ExplainResponse, CliError> {
+    let (keyspace, sort) = (global.keyspace.clone(), key.sort_key().clone());
+    let request = proto::ExplainRequest { keyspace, key: key.partition_key().clone(), sort };
+    let client = global.client()?;
+    let ask = |mut cluster: Cluster| {
+        let request = request.clone();
+        async move { cluster.explain(request).await }
+    };
+    client.call_cluster(Op::Read, ask).await
+}
+
+/// Prints what [`ask`] brought.
+pub fn show(global: &Global, key: &Key, answer: &proto::ExplainResponse) -> Result<(), CliError> {
+    match global.json() {
+        true => output::print_json(&to_json(key, answer)),
+        false => output::print(to_text(key, answer)),
+    }
+}
+
+fn to_json(key: &Key, answer: &proto::ExplainResponse) -> Value {
     let mut object = Map::new();
-    output::insert_bytes(&mut object, "key", &request.key);
-    if !request.sort.is_empty() {
-        output::insert_bytes(&mut object, "sort", &request.sort);
+    output::insert_bytes(&mut object, "key", key.partition_key());
+    if !key.sort_key().is_empty() {
+        output::insert_bytes(&mut object, "sort", key.sort_key());
     }
     object.insert("keyspace".into(), answer.keyspace.clone().into());
     object.insert("partition".into(), answer.partition.into());
@@ -72,7 +79,7 @@ fn to_json(request: &proto::ExplainRequest, answer: &proto::ExplainResponse) -> 
     Value::Object(object)
 }
 
-fn to_text(request: &proto::ExplainRequest, answer: &proto::ExplainResponse) -> String {
+fn to_text(key: &Key, answer: &proto::ExplainResponse) -> String {
     let rows: Vec<Vec<String>> = answer
         .replicas
         .iter()
@@ -88,14 +95,9 @@ fn to_text(request: &proto::ExplainRequest, answer: &proto::ExplainResponse) -> 
             cells.map(String::clone).to_vec()
         })
         .collect();
-    let sort = if request.sort.is_empty() {
-        String::new()
-    } else {
-        format!(", sort key {:?}", output::show_bytes(&request.sort))
-    };
     format!(
-        "key {:?}{sort} in keyspace {}: position {}, partition {}, layout version {}\n{}",
-        output::show_bytes(&request.key),
+        "{} in keyspace {}: position {}, partition {}, layout version {}\n{}",
+        key_text(key),
         answer.keyspace,
         answer.position,
         answer.partition,
@@ -104,17 +106,22 @@ fn to_text(request: &proto::ExplainRequest, answer: &proto::ExplainResponse) -> 
     )
 }
 
+/// A key in a sentence.
+pub fn key_text(key: &Key) -> String {
+    let text = format!("key {:?}", output::show_bytes(key.partition_key()));
+    match key.sort_key().is_empty() {
+        true => text,
+        false => format!("{text}, sort key {:?}", output::show_bytes(key.sort_key())),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_json_is_that_of_the_contract() {
-        let request = proto::ExplainRequest {
-            keyspace: String::new(),
-            key: "k".into(),
-            sort: Bytes::from_static(&[0xff]),
-        };
+        let key = Key::new("k", &[0xff][..]).expect("within the limits");
         let answer = proto::ExplainResponse {
             keyspace: "default".into(),
             partition: 7,
@@ -135,8 +142,8 @@ mod tests {
             "replicas": [{"node": "00000000000000a1", "name": "n1", "zone": "z", "role": "home",
                 "state": "alive", "version": "none"}],
         });
-        assert_eq!(to_json(&request, &answer), expected);
-        let text = to_text(&request, &answer);
+        assert_eq!(to_json(&key, &answer), expected);
+        let text = to_text(&key, &answer);
         assert!(text.contains("partition 7") && text.contains("00000000000000a1  n1"), "{text}");
     }
 }

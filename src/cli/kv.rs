@@ -14,12 +14,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Args;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::Global;
-use super::client::Client;
+use super::client::{Client, Kv};
 use super::escape::{escape, excerpt};
 use super::output::{self, CliError, CliResult, Exit, Op};
+use super::request::{
+    arg_bytes, delete_level, get, key_object, keyspace, millis, put_level, read_level, siblings_json,
+};
 use crate::rpc::proto;
 use crate::types::error::Invalid;
 use crate::types::ids::RequestId;
@@ -128,70 +131,6 @@ impl KeyArgs {
     }
 }
 
-/// The bytes of an argument: as they are, or decoded from base64.
-pub fn arg_bytes(field: &str, argument: &OsString, b64: bool) -> Result<Bytes, Invalid> {
-    if !b64 {
-        return Ok(argument.clone().into_vec().into());
-    }
-    Ok(output::parse_base64(field, &argument.to_string_lossy())?.into())
-}
-
-/// A level as `GetRequest` takes it.
-pub fn read_level(level: Level) -> proto::get_request::Answers {
-    match wire_level(level) {
-        Ok(count) => proto::get_request::Answers::R(count),
-        Err(name) => proto::get_request::Answers::RLevel(name.into()),
-    }
-}
-
-/// A level as `PutRequest` takes it.
-pub fn put_level(level: Level) -> proto::put_request::Acks {
-    match wire_level(level) {
-        Ok(count) => proto::put_request::Acks::W(count),
-        Err(name) => proto::put_request::Acks::WLevel(name.into()),
-    }
-}
-
-fn delete_level(level: Level) -> proto::delete_request::Acks {
-    match wire_level(level) {
-        Ok(count) => proto::delete_request::Acks::W(count),
-        Err(name) => proto::delete_request::Acks::WLevel(name.into()),
-    }
-}
-
-/// A count, or the name of a level.
-pub fn wire_level(level: Level) -> Result<u32, proto::Level> {
-    match level {
-        Level::Count(count) => Ok(count),
-        Level::One => Err(proto::Level::One),
-        Level::Quorum => Err(proto::Level::Quorum),
-        Level::All => Err(proto::Level::All),
-    }
-}
-
-/// Looks a keyspace up by name; unknown is an error.
-pub async fn keyspace(client: &Client, name: &str) -> Result<proto::KeyspaceInfo, CliError> {
-    let list = client
-        .call_cluster(Op::Read, |mut cluster| async move {
-            cluster.list_keyspaces(proto::ListKeyspacesRequest {}).await
-        })
-        .await?;
-    list.keyspaces.into_iter().find(|info| info.name == name).ok_or_else(|| {
-        let mut error = CliError::error(format!("keyspace: there is no keyspace {name:?}"));
-        error.code = "NOT_FOUND";
-        error
-    })
-}
-
-/// Sends one get.
-pub async fn get(client: &Client, request: proto::GetRequest) -> Result<proto::GetResponse, CliError> {
-    let send = |mut kv: super::client::Kv| {
-        let request = request.clone();
-        async move { kv.get(request).await }
-    };
-    client.call_kv(Op::Read, send).await
-}
-
 impl WriteArgs {
     /// What the write replaces: what the user said, or what is there, or nothing.
     async fn context(&self, client: &Client, keyspace_name: &str, key: &Key) -> Result<Bytes, CliError> {
@@ -222,11 +161,6 @@ impl WriteArgs {
     fn request_id(&self) -> Bytes {
         self.request_id.map_or_else(Bytes::new, |id| Bytes::copy_from_slice(&id.0.to_be_bytes()))
     }
-}
-
-/// A duration as requests carry it.
-pub fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Reads a value, and no more of it than could be a value.
@@ -274,7 +208,7 @@ impl PutArgs {
             sloppy: self.write.sloppy,
             request_id: self.write.request_id(),
         };
-        let send = |mut kv: super::client::Kv| {
+        let send = |mut kv: Kv| {
             let request = request.clone();
             async move { kv.put(request).await }
         };
@@ -302,7 +236,7 @@ impl DelArgs {
             sloppy: self.write.sloppy,
             request_id: self.write.request_id(),
         };
-        let send = |mut kv: super::client::Kv| {
+        let send = |mut kv: Kv| {
             let request = request.clone();
             async move { kv.delete(request).await }
         };
@@ -374,28 +308,6 @@ fn list_siblings(key: &Key, siblings: &[proto::Sibling]) {
         text = format!("{text}\n  {}", excerpt(&sibling.value));
     }
     output::note(text);
-}
-
-/// `{"key","sort"}`, with `_b64` where the bytes are not text.
-pub fn key_object(key: &[u8], sort: &[u8]) -> Map<String, Value> {
-    let mut object = Map::new();
-    output::insert_bytes(&mut object, "key", key);
-    output::insert_bytes(&mut object, "sort", sort);
-    object
-}
-
-/// The siblings as JSON: `[{"value"|"value_b64","stamp"}]`, and `expires_at_ms` where one expires.
-pub fn siblings_json(siblings: &[proto::Sibling]) -> Value {
-    let one = |sibling: &proto::Sibling| {
-        let mut object = Map::new();
-        output::insert_bytes(&mut object, "value", &sibling.value);
-        object.insert("stamp".into(), sibling.stamp.into());
-        if sibling.expires_at_ms > 0 {
-            object.insert("expires_at_ms".into(), sibling.expires_at_ms.into());
-        }
-        Value::Object(object)
-    };
-    siblings.iter().map(one).collect()
 }
 
 fn written(key: &Key, context: &[u8], w: u32, acks: u32, sloppy: bool) -> Value {

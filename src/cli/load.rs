@@ -1,9 +1,7 @@
 //! `load`: the rows of an NDJSON file into a keyspace, past the death of nodes.
 //!
-//! Many rows are in flight; each is sent again, to another endpoint, until it is acknowledged or its time
-//! is up. In an `lww` keyspace to put a value twice does the same as once. In a `siblings` keyspace each row
-//! is read before it is (re)sent and is left alone if its value is there already; what else is there
-//! stays, so a dump with siblings is loaded back to the same set.
+//! The file is read and parsed in a thread ([`super::reader`]), many rows are in flight, and each is tried
+//! until it is acknowledged or its time is up ([`super::sender`]).
 //!
 //! Invariants:
 //! 1. Rows of one key are sent one after the other, in the order of the file: the last one wins.
@@ -23,27 +21,21 @@ use clap::Args;
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::Global;
 use super::checkpoint::{Checkpoint, LoadPoint, Owner};
-use super::client::{Client, Kv};
-use super::kv::{get, keyspace, millis, put_level};
-use super::output::{self, CliError, CliResult, Exit, Op};
+use super::output::{self, CliError, CliResult, Exit};
 use super::pages::Known;
 use super::progress::{Progress, thousands};
 use super::reader::{self, Batch, Chunk, Reader};
+use super::request::keyspace;
 use super::rows::Row;
-use crate::rpc::proto;
-use crate::types::error::Applied;
+use super::sender::Sender;
 use crate::types::key::Key;
 use crate::types::limits;
 use crate::types::policy::{Conflicts, Level};
 
-/// First pause before a row is sent again; doubled each time.
-const BACKOFF_MIN: Duration = Duration::from_millis(20);
-/// Longest such pause.
-const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// Bad lines that are shown; the rest are counted.
 const BAD_SHOWN: u64 = 20;
 /// Time between two checkpoints.
@@ -81,19 +73,6 @@ pub struct LoadArgs {
     /// Acknowledgements to wait for: a number, one, quorum or all.
     #[arg(long, value_name = "W")]
     w: Option<Level>,
-}
-
-/// What sending a row needs.
-struct Sender {
-    /// One for each endpoint, which begins there and knows the others.
-    clients: Vec<Client>,
-    /// How many of them the user gave.
-    given: usize,
-    keyspace: String,
-    siblings: bool,
-    w: Option<Level>,
-    timeout: Duration,
-    row_timeout: Duration,
 }
 
 /// A row that ended.
@@ -149,7 +128,7 @@ impl LoadArgs {
         let checkpoint = size.map(|_| Checkpoint::of(&self.file, owner));
         let reader = self.reader(file, checkpoint.as_ref())?;
         let siblings = info.conflicts == Conflicts::Siblings.to_string();
-        let sender = Arc::new(self.sender(global, &known, siblings)?);
+        let sender = Arc::new(Sender::new(global, &known, siblings, self.w, self.row_timeout)?);
         let from = reader.point().clone();
         let share = size.map_or(0.0, |size| from.offset as f64 / (size as f64).max(1.0));
         let mut load = Load {
@@ -217,25 +196,6 @@ impl LoadArgs {
         let path = checkpoint.path().display();
         output::note(format!("load: {path} is not used, {why}: beginning at the start"));
         Ok(Reader::new(self.open()?, self.skip_bad))
-    }
-
-    fn sender(&self, global: &Global, known: &Known, siblings: bool) -> Result<Sender, CliError> {
-        let clients = (0..known.endpoints.len())
-            .map(|first| {
-                let mut endpoints = known.endpoints.clone();
-                endpoints.rotate_left(first);
-                Client::connect(&endpoints, global.timeout)
-            })
-            .collect::<Result<Vec<_>, _>>()?;
-        Ok(Sender {
-            clients,
-            given: global.endpoints.len(),
-            keyspace: global.keyspace.clone(),
-            siblings,
-            w: self.w,
-            timeout: global.timeout,
-            row_timeout: self.row_timeout,
-        })
     }
 }
 
@@ -403,85 +363,5 @@ impl Load {
             }))?;
         }
         Ok(Exit::Done)
-    }
-}
-
-/// Whether another endpoint, or the same one later, would say the same.
-fn is_final(error: &CliError) -> bool {
-    matches!(
-        error.code,
-        "INVALID_ARGUMENT"
-            | "OUT_OF_RANGE"
-            | "NOT_FOUND"
-            | "PERMISSION_DENIED"
-            | "UNAUTHENTICATED"
-            | "UNIMPLEMENTED"
-            | "FAILED_PRECONDITION"
-    )
-}
-
-impl Sender {
-    /// Sends a row until it is acknowledged, refused for good, or out of time.
-    async fn send(&self, line: u64, row: Row) -> Result<(), CliError> {
-        let began = Instant::now();
-        let mut backoff = BACKOFF_MIN;
-        let mut maybe = false;
-        for attempt in 0.. {
-            // Rows are spread over the given endpoints; the others are for when one fails.
-            let first = (line % self.given as u64) as usize;
-            let client = &self.clients[(first + attempt) % self.clients.len()];
-            let mut error = match self.attempt(client, &row).await {
-                Ok(()) => return Ok(()),
-                Err(error) => error,
-            };
-            maybe |= error.applied == Applied::Maybe;
-            // Rows that failed together should not come back together.
-            let jitter = Duration::from_millis((line.wrapping_mul(7_919) + attempt as u64 * 31) % 20);
-            let pause = error.retry_after.unwrap_or(backoff).min(BACKOFF_MAX) + jitter;
-            if is_final(&error) || began.elapsed() + pause >= self.row_timeout {
-                if maybe && error.applied == Applied::No {
-                    error.applied = Applied::Maybe;
-                    error.exit = Exit::Unknown;
-                    error.message.push_str("; an earlier attempt may have been applied");
-                }
-                return Err(error);
-            }
-            sleep(pause).await;
-            backoff = (backoff * 2).min(BACKOFF_MAX);
-        }
-        Ok(())
-    }
-
-    async fn attempt(&self, client: &Client, row: &Row) -> Result<(), CliError> {
-        if self.siblings && self.is_there(client, row).await? {
-            return Ok(());
-        }
-        let request = proto::PutRequest {
-            keyspace: self.keyspace.clone(),
-            key: row.key.partition_key().clone(),
-            sort: row.key.sort_key().clone(),
-            value: row.value.clone(),
-            acks: self.w.map(put_level),
-            timeout_ms: millis(self.timeout),
-            ..Default::default()
-        };
-        let send = |mut kv: Kv| {
-            let request = request.clone();
-            async move { kv.put(request).await }
-        };
-        let op = if self.siblings { Op::Write } else { Op::RepeatableWrite };
-        client.call_kv(op, send).await.map(|_| ())
-    }
-
-    async fn is_there(&self, client: &Client, row: &Row) -> Result<bool, CliError> {
-        let request = proto::GetRequest {
-            keyspace: self.keyspace.clone(),
-            key: row.key.partition_key().clone(),
-            sort: row.key.sort_key().clone(),
-            timeout_ms: millis(self.timeout),
-            answers: None,
-        };
-        let answer = get(client, request).await?;
-        Ok(answer.siblings.iter().any(|sibling| sibling.value == row.value))
     }
 }

@@ -15,6 +15,7 @@ pub mod dev;
 pub mod dump;
 pub mod escape;
 pub mod explain;
+pub mod inspect;
 pub mod keyspace;
 pub mod kv;
 pub mod load;
@@ -22,8 +23,10 @@ pub mod output;
 pub mod pages;
 pub mod progress;
 pub mod reader;
+pub mod request;
 pub mod rows;
 pub mod scan;
+pub mod sender;
 pub mod serve;
 pub mod status;
 
@@ -107,6 +110,8 @@ enum Verb {
     Keyspace(keyspace::KeyspaceVerb),
     Explain(explain::ExplainArgs),
     Status(status::StatusArgs),
+    #[command(subcommand)]
+    Inspect(inspect::InspectVerb),
     // Named in the contract, not built yet.
     #[command(hide = true)]
     Cluster(Unbuilt),
@@ -118,8 +123,6 @@ enum Verb {
     Transfers(Unbuilt),
     #[command(hide = true)]
     Workers(Unbuilt),
-    #[command(hide = true)]
-    Inspect(Unbuilt),
 }
 
 /// Whatever follows a verb that is not built yet.
@@ -185,12 +188,12 @@ impl Verb {
             Verb::Keyspace(verb) => block_on(verb.run(global)),
             Verb::Explain(args) => block_on(args.run(global)),
             Verb::Status(args) => block_on(args.run(global)),
+            Verb::Inspect(verb) => verb.run(global),
             Verb::Cluster(args) => args.run("cluster"),
             Verb::Repair(args) => args.run("repair"),
             Verb::Hints(args) => args.run("hints"),
             Verb::Transfers(args) => args.run("transfers"),
             Verb::Workers(args) => args.run("workers"),
-            Verb::Inspect(args) => args.run("inspect"),
         }
     }
 }

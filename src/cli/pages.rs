@@ -14,8 +14,8 @@ use tonic::Streaming;
 
 use super::Global;
 use super::client::Client;
-use super::kv::millis;
 use super::output::{CliError, Exit, Op, note};
+use super::request::millis;
 use crate::rpc::proto::kv_client::KvClient;
 use crate::rpc::proto::{ScanRequest, ScanResponse, StatusRequest};
 use crate::types::limits;

@@ -13,9 +13,9 @@ use serde_json::json;
 
 use super::Global;
 use super::escape::escape;
-use super::kv::{arg_bytes, key_object, siblings_json, wire_level};
 use super::output::{self, CliError, CliResult, Exit};
 use super::pages::{Known, Pages};
+use super::request::{arg_bytes, key_object, siblings_json, wire_level};
 use crate::rpc::proto;
 use crate::types::error::Invalid;
 use crate::types::key::check_partition_key;

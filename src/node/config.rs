@@ -210,6 +210,16 @@ const KEYS: [Key; 19] = {
     ]
 };
 
+/// What stands, as a comment, where something required is missing.
+const EXAMPLES: &str = r#"
+[node]
+id = "000000000000000a"
+name = "a"
+data_dir = "/var/lib/quoral"
+[bootstrap]
+nodes = [{ id = "000000000000000a", name = "a", address = "127.0.0.1:7401" }]
+"#;
+
 /// What is wrong with a configuration: all of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
@@ -226,7 +236,7 @@ impl fmt::Display for ConfigError {
                 writeln!(f)?;
             }
             match &problem.source {
-                Source::Default => write!(f, "{}: ", self.file)?,
+                Source::Default | Source::Missing => write!(f, "{}: ", self.file)?,
                 Source::File { line } => write!(f, "{}:{line}: ", self.file)?,
                 Source::Env(name) => write!(f, "{name}: ")?,
             }
@@ -273,11 +283,7 @@ impl Checked {
             };
             ConfigError { file: path.display().to_string(), problems: vec![problem] }
         })?;
-        let env = std::env::vars_os()
-            .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
-            .filter(|(name, _)| name.starts_with("QUORAL_"))
-            .collect();
-        let mut checked = Checked::parse(&text, path, &env)?;
+        let mut checked = Checked::parse(&text, path, &environment())?;
         // So that it stays the same directory, whatever becomes of the working directory.
         if let Ok(absolute) = std::path::absolute(&checked.config.node.data_dir) {
             checked.config.node.data_dir = absolute;
@@ -285,10 +291,23 @@ impl Checked {
         Ok(checked)
     }
 
+    /// The defaults with this process's environment over them, to be shown: examples stand in for what is
+    /// required and missing.
+    pub fn without_file() -> Result<Checked, ConfigError> {
+        Checked::defaults(&environment())
+    }
+
+    /// As [`Checked::without_file`], with the variables `env`.
+    pub fn defaults(env: &BTreeMap<String, String>) -> Result<Checked, ConfigError> {
+        Checked::read(Values::without_file(EXAMPLES, env, &known()), Path::new("no file"))
+    }
+
     /// As [`Config::check`], with the sources.
     pub fn parse(text: &str, file: &Path, env: &BTreeMap<String, String>) -> Result<Checked, ConfigError> {
-        let known: Vec<(&str, &str)> = KEYS.iter().map(|key| (key.section, key.name)).collect();
-        let mut values = Values::parse(text, env, &known);
+        Checked::read(Values::parse(text, env, &known()), file)
+    }
+
+    fn read(mut values: Values, file: &Path) -> Result<Checked, ConfigError> {
         let unreadable = values.problems.iter().any(|problem| problem.key.is_empty());
         let config = if unreadable { None } else { read::read(&mut values, file) };
         match config {
@@ -310,11 +329,28 @@ impl Checked {
                 let _ = write!(text, "\n[{section}]\n");
             }
             let source = self.sources.get(&key.path()).unwrap_or(&Source::Default);
-            let _ = write!(text, "# {} ({source})\n{} = ", key.meaning, key.name);
-            let _ = writeln!(text, "{}", (key.show)(&self.config));
+            let _ = writeln!(text, "# {} ({source})", key.meaning);
+            let shown = format!("{} = {}", key.name, (key.show)(&self.config));
+            for line in shown.lines() {
+                let comment = if *source == Source::Missing { "# " } else { "" };
+                let _ = writeln!(text, "{comment}{line}");
+            }
         }
         text
     }
+}
+
+/// The `QUORAL_` variables of this process.
+fn environment() -> BTreeMap<String, String> {
+    std::env::vars_os()
+        .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
+        .filter(|(name, _)| name.starts_with("QUORAL_"))
+        .collect()
+}
+
+/// All keys, as section and name.
+fn known() -> Vec<(&'static str, &'static str)> {
+    KEYS.iter().map(|key| (key.section, key.name)).collect()
 }
 
 impl Key {

@@ -16,7 +16,7 @@ use super::readings::KeyReading;
 use crate::quorum::{put, read};
 use crate::replica::mint::Mint;
 use crate::ring::layout::ClusterMap;
-use crate::ring::preflist::{PreferenceList, preference_list};
+use crate::ring::preflist::homes;
 use crate::rpc::convert;
 use crate::rpc::proto::{self, answer, forward, forwarded, operation};
 use crate::rpc::requests::{GetDone, GetRequest, WriteDone, WriteRequest};
@@ -79,8 +79,8 @@ pub struct Route {
     pub position: Position,
     /// Its partition.
     pub partition: PartitionId,
-    /// Who stores it.
-    pub list: PreferenceList,
+    /// Its home replicas, in order.
+    pub homes: Vec<NodeId>,
 }
 
 /// The answer of another node to a forwarded request.
@@ -116,8 +116,8 @@ impl Coordinator {
         };
         let position = Position::of(&keyspace.name, partition_key);
         let partition = map.partitions.of(position);
-        let list = preference_list(&map, &keyspace, partition);
-        Ok(Route { map, keyspace, position, partition, list })
+        let homes = homes(&map, &keyspace, partition);
+        Ok(Route { map, keyspace, position, partition, homes })
     }
 
     /// Whether a node looks reachable: it is this one, or its link is up.
@@ -148,12 +148,12 @@ impl Coordinator {
         let w = request.w.unwrap_or(Level::Count(route.keyspace.w.into()));
         let w = w.resolve("w", route.keyspace.n)?;
         let seen = client_context(&request.context, &route, &request.key)?;
-        if !route.list.homes.contains(&self.driver.me) {
+        if !route.homes.contains(&self.driver.me) {
             return self.forward_write(request, &route, w, may_forward).await;
         }
         let now = self.driver.clock.wall();
         self.check_clock(now, seen.stamp)?;
-        let homes = route.list.homes.iter().map(|node| (*node, self.is_reachable(*node))).collect();
+        let homes = route.homes.iter().map(|node| (*node, self.is_reachable(*node))).collect();
         let plan = put::Plan {
             me: self.driver.me,
             homes,
@@ -199,7 +199,7 @@ impl Coordinator {
         let route = self.route(&request.keyspace, request.key.partition_key())?;
         let r = request.r.unwrap_or(Level::Count(route.keyspace.r.into()));
         let r = r.resolve("r", route.keyspace.n)?;
-        if !route.list.homes.contains(&self.driver.me) {
+        if !route.homes.contains(&self.driver.me) {
             return self.forward_get(request, &route, r, may_forward).await;
         }
         let plan = self.read_plan(&route, r, began + request.timeout);
@@ -219,7 +219,7 @@ impl Coordinator {
     /// the load.
     pub fn read_plan(&self, route: &Route, r: u8, deadline: crate::types::time::Mono) -> read::Plan {
         let me = self.driver.me;
-        let homes = route.list.homes.clone();
+        let homes = route.homes.clone();
         let mut candidates: Vec<NodeId> =
             homes.iter().copied().filter(|node| *node != me && self.is_reachable(*node)).collect();
         if candidates.len() > 1 {
@@ -257,7 +257,7 @@ impl Coordinator {
             }
             Sent::Lost(node) => Err(forward_failure(route, w, Cause::TooFewAcks, Applied::Maybe, vec![node])),
             Sent::Answered(_) | Sent::NobodyUp => {
-                Err(forward_failure(route, w, Cause::Unavailable, Applied::No, route.list.homes.clone()))
+                Err(forward_failure(route, w, Cause::Unavailable, Applied::No, route.homes.clone()))
             }
         }
     }
@@ -286,7 +286,7 @@ impl Coordinator {
             }),
             Sent::Lost(node) => Err(forward_failure(route, r, Cause::TooFewAcks, Applied::No, vec![node])),
             Sent::Answered(_) | Sent::NobodyUp => {
-                Err(forward_failure(route, r, Cause::Unavailable, Applied::No, route.list.homes.clone()))
+                Err(forward_failure(route, r, Cause::Unavailable, Applied::No, route.homes.clone()))
             }
         }
     }
@@ -307,7 +307,7 @@ impl Coordinator {
         self.driver.metrics.forwarded.inc();
         let deadline = self.driver.clock.mono() + timeout;
         let mut lost = None;
-        for node in &route.list.homes {
+        for node in &route.homes {
             let Some(link) = self.driver.links.up(*node) else { continue };
             let left = deadline.micros_since(self.driver.clock.mono()) / 1_000;
             let forward = proto::Forward { timeout_ms: left.max(1), request: Some(request.clone()) };

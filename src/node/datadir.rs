@@ -177,6 +177,22 @@ impl DataDir {
         Ok(DataDir { path, disk_id, incarnation, fresh, cluster_id: cluster, node_id: node, _lock: lock })
     }
 
+    /// Locks the directory of any node, to look into it. Makes nothing in a directory of something else.
+    pub fn open_existing(path: impl Into<PathBuf>) -> Result<DataDir, DataDirError> {
+        let path = path.into();
+        // Before the lock too, whose file would be made.
+        DataDir::read_identity(&path)?;
+        let lock = lock(&path)?;
+        let Identity { cluster_id, node_id, disk_id, incarnation } = DataDir::read_identity(&path)?;
+        Ok(DataDir { path, disk_id, incarnation, fresh: false, cluster_id, node_id, _lock: lock })
+    }
+
+    /// Whose it is.
+    pub fn identity(&self) -> Identity {
+        let DataDir { cluster_id, node_id, disk_id, incarnation, .. } = *self;
+        Identity { cluster_id, node_id, disk_id, incarnation }
+    }
+
     /// Whose the directory is; without the lock, so for inspection only.
     pub fn read_identity(path: &Path) -> Result<Identity, DataDirError> {
         let file = path.join(IDENTITY);
@@ -380,6 +396,25 @@ mod tests {
         assert_eq!((identity.cluster_id, identity.node_id), (CLUSTER, NODE));
         drop(first);
         open(dir.path()).expect("free again");
+    }
+
+    #[test]
+    fn to_look_into_a_directory_makes_none() {
+        let dir = tempdir();
+        let none = dir.path().join("none");
+        for path in [dir.path(), &none] {
+            let error = DataDir::open_existing(path).expect_err("no directory of a node");
+            assert!(matches!(&error, DataDirError::NoIdentity(at) if at == path), "{error}");
+        }
+        assert_eq!(fs::read_dir(dir.path()).expect("there").count(), 0, "nothing was made");
+        let node = open(dir.path()).expect("made");
+        let error = DataDir::open_existing(dir.path()).expect_err("in use");
+        assert!(matches!(error, DataDirError::InUse(_)), "{error}");
+        let identity = node.identity();
+        drop(node);
+        let looked = DataDir::open_existing(dir.path()).expect("free");
+        assert_eq!((looked.identity(), looked.fresh), (identity, false));
+        assert!(matches!(open(dir.path()), Err(DataDirError::InUse(_))), "no node starts meanwhile");
     }
 
     #[test]

@@ -137,7 +137,9 @@ impl Driver {
                             done,
                             minted: minted.clone().expect("a put is acknowledged after it is minted"),
                         });
-                        reply.take().map(|reply| reply.send(done));
+                        if let Some(reply) = reply.take() {
+                            let _ = reply.send(done);
+                        }
                     }
                     put::Effect::Finished => return,
                 }
@@ -230,7 +232,9 @@ impl Driver {
                         if result.as_ref().is_ok_and(|done| done.repaired) {
                             self.metrics.read_repairs.inc();
                         }
-                        reply.take().map(|reply| reply.send(result));
+                        if let Some(reply) = reply.take() {
+                            let _ = reply.send(result);
+                        }
                     }
                     read::Effect::Finished => return,
                 }
@@ -346,7 +350,8 @@ impl Driver {
             let waiter = Box::new(move |result| {
                 finished(matches!(result, Ok(answer::Kind::Stored(_))), &left, &events);
             });
-            if !link.as_ref().is_some_and(|link| link.send(operation, waiter).is_ok()) {
+            let sent = link.as_ref().is_some_and(|link| link.send(operation, waiter).is_ok());
+            if !sent {
                 return finished(false, &none_left, &failed);
             }
         }

@@ -23,7 +23,7 @@ use super::readings::page_of_wire;
 use crate::replica::apply::Outcome;
 use crate::replica::fetch::{self, Fetched};
 use crate::replica::scan;
-use crate::ring::preflist::preference_list;
+use crate::ring::preflist::homes;
 use crate::rpc::peer_service::{PeerHandler, Reply, Sender};
 use crate::rpc::proto::{self, answer, fetched, operation, refusal::Reason};
 use crate::rpc::transport::BoxFuture;
@@ -262,7 +262,7 @@ impl Peers {
             let (theirs, mine) = (from.layout_version, map.layout.version);
             return Err((Reason::StaleLayout, format!("layout version {theirs}, this node has {mine}")));
         }
-        if !preference_list(map, keyspace, partition).homes.contains(&self.me.node) {
+        if !homes(map, keyspace, partition).contains(&self.me.node) {
             return Err((Reason::StaleLayout, format!("partition {partition} is not this node's")));
         }
         Ok(())

@@ -13,7 +13,7 @@ use super::coordinator::{Coordinator, Route, context_of};
 use super::readings::PageReading;
 use crate::quorum::page::Page;
 use crate::replica::scan::PageRequest;
-use crate::ring::preflist::preference_list;
+use crate::ring::preflist::homes;
 use crate::rpc::requests::{ScanEntry, ScanPage, ScanRequest};
 use crate::storage::schema;
 use crate::types::error::{Failure, Invalid};
@@ -163,13 +163,12 @@ impl Coordinator {
         if let Some(after) = progress.after.clone() {
             *(if request.reverse { &mut to } else { &mut from }) = Bound::Excluded(after);
         }
-        let list = preference_list(&route.map, &route.keyspace, progress.partition);
         let at = Route {
             map: route.map.clone(),
             keyspace: route.keyspace.clone(),
             position: route.position,
             partition: progress.partition,
-            list,
+            homes: homes(&route.map, &route.keyspace, progress.partition),
         };
         let page = PageRequest {
             partition: progress.partition,

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
+use tower::util::MapResponseLayer;
 
 use super::committer::{self, Committer};
 use super::config::Config;
@@ -37,6 +38,7 @@ use crate::replica::mint::{Minter, stored_number};
 use crate::ring::layout::ClusterMap;
 use crate::rpc::cluster_service::ClusterService;
 use crate::rpc::kv_service::KvService;
+use crate::rpc::malformed;
 use crate::rpc::peer_service::PeerService;
 use crate::rpc::proto;
 use crate::rpc::proto::cluster_server::ClusterServer;
@@ -253,6 +255,7 @@ impl Node {
             .max_decoding_message_size(CLIENT_MESSAGE_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         let clients = builder(Duration::from_secs(10), Duration::from_secs(10))
+            .layer(MapResponseLayer::new(malformed::as_invalid))
             .add_service(kv)
             .add_service(ClusterServer::new(ClusterService::new(self.service.clone())))
             .add_service(health(client_health))
@@ -299,8 +302,11 @@ impl Node {
             if accepted >= needed {
                 break;
             }
-            // A directory that was admitted before does not wait for peers, but hears a final refusal.
-            if stored.is_some() && now.len() == others && !now.values().any(|c| *c == Contact::Trying) {
+            // A directory that was admitted before does not wait for peers that are away, but hears a refusal:
+            // a copy of it must not serve beside the original.
+            let none_refuses = now.len() == others
+                && now.values().all(|c| matches!(c, Contact::Accepted | Contact::Unreachable(_)));
+            if stored.is_some() && none_refuses {
                 break;
             }
             tokio::select! {
@@ -313,6 +319,10 @@ impl Node {
                     });
                     if let (Some((by, reason)), 0) = (refused, accepted) {
                         return Err(StartError::Refused { by, reason });
+                    }
+                    // Some take it: the one that goes on refusing may be the one that is wrong.
+                    if stored.is_some() && accepted > 0 {
+                        break;
                     }
                     tracing::warn!(accepted, needed, contacts = ?now, "still waiting for peers to admit this node");
                     told.as_mut().reset(tokio::time::Instant::now() + REFUSED_GRACE);

@@ -10,6 +10,7 @@ use crate::gossip::membership::Liveness;
 use crate::quorum::page::Single;
 use crate::replica::fetch;
 use crate::ring::layout::{ClusterMap, Member};
+use crate::ring::preflist::preference_list;
 use crate::rpc::proto::{self, answer, fetched, operation};
 use crate::rpc::requests::{
     ClusterHandler, CreateKeyspaceError, ExplainView, GetDone, GetRequest, KvHandler, NewKeyspaceRequest,
@@ -211,7 +212,8 @@ impl ClusterHandler for NodeService {
     fn explain(&self, keyspace: String, key: Key) -> BoxFuture<'_, Result<ExplainView, Failure>> {
         Box::pin(async move {
             let route = self.coordinator.route(&keyspace, key.partition_key())?;
-            let (map, list) = (route.map.clone(), route.list.clone());
+            let map = route.map.clone();
+            let list = preference_list(&map, &route.keyspace, route.partition);
             let place = place(&route, key);
             let mut replicas = Vec::new();
             let homes = list.homes.iter().map(|node| (*node, "home"));

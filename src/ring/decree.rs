@@ -453,3 +453,7 @@ impl Machine for Proposer {
 #[cfg(test)]
 #[path = "decree_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "decree_model.rs"]
+mod model;

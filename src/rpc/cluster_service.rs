@@ -56,25 +56,7 @@ impl<H: ClusterHandler> Cluster for ClusterService<H> {
         &self,
         _: Request<proto::LayoutRequest>,
     ) -> Result<Response<proto::LayoutResponse>, Status> {
-        let map = self.node.map();
-        let members = &map.layout.members;
-        let member = |m: &crate::ring::layout::Member| proto::LayoutMember {
-            node_id: m.id.to_string(),
-            name: m.name.clone(),
-            address: m.address.clone(),
-            zone: m.zone.clone(),
-            weight: m.weight,
-        };
-        let owners = |owners: &Vec<u16>| proto::PartitionOwners {
-            owners: owners.iter().map(|at| members[usize::from(*at)].id.to_string()).collect(),
-        };
-        Ok(Response::new(proto::LayoutResponse {
-            cluster_id: map.cluster.to_string(),
-            map_version: map.version.0,
-            layout_version: map.layout.version.0,
-            members: members.iter().map(member).collect(),
-            partitions: map.layout.owners.iter().map(owners).collect(),
-        }))
+        Ok(Response::new(convert::layout_response(&self.node.map())))
     }
 
     async fn create_keyspace(

@@ -12,6 +12,7 @@ use super::requests::{
     GetDone, GetRequest, NewKeyspaceRequest, ScanEntry, ScanPage, ScanRequest, WriteDone, WriteRequest,
     expires_for_wire,
 };
+use crate::ring::layout::{ClusterMap, Member};
 use crate::types::error::{Applied, Cause, Failure, Invalid};
 use crate::types::ids::{LayoutVersion, NodeId};
 use crate::types::key::{Key, check_partition_key};
@@ -202,6 +203,28 @@ pub fn new_keyspace(message: proto::CreateKeyspaceRequest) -> Result<NewKeyspace
         ttl_ms: (message.ttl_ms > 0).then_some(message.ttl_ms),
         name: message.name,
     })
+}
+
+/// The layout of a cluster map.
+pub fn layout_response(map: &ClusterMap) -> proto::LayoutResponse {
+    let members = &map.layout.members;
+    let member = |m: &Member| proto::LayoutMember {
+        node_id: m.id.to_string(),
+        name: m.name.clone(),
+        address: m.address.clone(),
+        zone: m.zone.clone(),
+        weight: m.weight,
+    };
+    let owners = |owners: &Vec<u16>| proto::PartitionOwners {
+        owners: owners.iter().map(|at| members[usize::from(*at)].id.to_string()).collect(),
+    };
+    proto::LayoutResponse {
+        cluster_id: map.cluster.to_string(),
+        map_version: map.version.0,
+        layout_version: map.layout.version.0,
+        members: members.iter().map(member).collect(),
+        partitions: map.layout.owners.iter().map(owners).collect(),
+    }
 }
 
 /// A keyspace for the wire.

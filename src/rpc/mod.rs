@@ -16,6 +16,7 @@ pub mod proto {
 pub mod cluster_service;
 pub mod convert;
 pub mod kv_service;
+pub mod malformed;
 pub mod peer_link;
 pub mod peer_service;
 pub mod requests;

@@ -84,6 +84,13 @@ pub fn range_prefix(partition: PartitionId, keyspace: KeyspaceId) -> Vec<u8> {
     out
 }
 
+/// The prefix that the storage keys of all records of a partition share, and no other key has.
+pub fn partition_prefix(partition: PartitionId) -> Vec<u8> {
+    let mut out = range_prefix(partition, KeyspaceId(0));
+    out.truncate(RANGE_BYTES - 4);
+    out
+}
+
 /// Takes apart the storage key of a record; `None` if it is not one.
 pub fn split_record_key(storage_key: &[u8]) -> Option<(PartitionId, KeyspaceId, Key)> {
     let [RECORD_TAG, p0, p1, k0, k1, k2, k3, suffix @ ..] = storage_key else { return None };
@@ -279,6 +286,7 @@ mod tests {
         fn prefixes_hold_their_own_and_no_other(a in any_place(), b in any_place()) {
             let in_range = encode(&b).starts_with(&range_prefix(a.0, a.1));
             prop_assert_eq!(in_range, a.0 == b.0 && a.1 == b.1);
+            prop_assert_eq!(encode(&b).starts_with(&partition_prefix(a.0)), a.0 == b.0);
             let under_key = record_suffix(&b.2).starts_with(&partition_key_prefix(a.2.partition_key()));
             prop_assert_eq!(under_key, a.2.partition_key() == b.2.partition_key());
         }

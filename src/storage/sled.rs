@@ -57,6 +57,11 @@ const PAGE_BYTES: usize = 4 << 10;
 const RELEASE_TRIES: u32 = 2_000;
 const RELEASE_PAUSE: Duration = Duration::from_millis(1);
 
+/// sled looks for pages to drop from its cache once 64 accesses of one of its 256 shards have come together,
+/// however large the pages are. So a value counts as one more access per this many bytes: what waits to be
+/// looked at is then about 256 * 64 * 16 (keys a page) * this, or 128 MiB, at the most.
+const TOUCH_BYTES: usize = 512;
+
 /// Most characters of a panic's message that an error repeats.
 const PANIC_CHARS: usize = 200;
 
@@ -94,6 +99,11 @@ struct Writer {
 }
 
 impl SledStorage {
+    /// Whether there is a database in `dir` already.
+    pub fn exists(dir: &Path) -> bool {
+        dir.join("db").is_file()
+    }
+
     /// Opens or makes a database in `dir`, whose cache holds `cache_bytes` of pages.
     pub fn open(dir: &Path, cache_bytes: u64) -> Result<SledStorage, StorageError> {
         prepare(dir).map_err(from_io)?;
@@ -236,20 +246,35 @@ impl SledStorage {
                 None => self.change(|| db.remove(&stored_key))?,
             };
             replaced(key, old);
-            return Ok(());
+            return self.touch(&stored_key, value.as_ref().map_or(0, Vec::len));
         }
         let mut sled_batch = sled::Batch::default();
+        let mut touched = Vec::new();
         for (key, value) in placed {
             let stored_key = stuff(key);
             if !self.large.is_empty() {
                 replaced(key, self.change(|| db.get(&stored_key))?);
             }
             match value {
-                Some(value) => sled_batch.insert(&*stored_key, value),
+                Some(value) => {
+                    if value.len() >= TOUCH_BYTES {
+                        touched.push((stored_key.to_vec(), value.len()));
+                    }
+                    sled_batch.insert(&*stored_key, value);
+                }
                 None => sled_batch.remove(&*stored_key),
             }
         }
-        self.change(|| db.apply_batch(sled_batch))
+        self.change(|| db.apply_batch(sled_batch))?;
+        touched.iter().try_for_each(|(stored_key, len)| self.touch(stored_key, *len))
+    }
+
+    /// Tells sled's cache how large the page is on which `stored_key` stands: see [`TOUCH_BYTES`].
+    fn touch(&self, stored_key: &[u8], stored_len: usize) -> Result<(), StorageError> {
+        for _ in 0..stored_len / TOUCH_BYTES {
+            caught(|| self.db().contains_key(stored_key))?;
+        }
+        Ok(())
     }
 
     /// The value that sled stores for `key` as `stored`; `None` if it was replaced meanwhile.
@@ -279,8 +304,12 @@ impl SledStorage {
 
 impl Storage for SledStorage {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
-        match caught(|| self.db().get(stuff(key)))? {
-            Some(stored) => self.settle(key, stored),
+        let stored_key = stuff(key);
+        match caught(|| self.db().get(&stored_key))? {
+            Some(stored) => {
+                self.touch(&stored_key, stored.len())?;
+                self.settle(key, stored)
+            }
             None => Ok(None),
         }
     }
@@ -298,8 +327,9 @@ impl Storage for SledStorage {
         let mut entries = self.db().range::<Cow<'_, [u8]>, _>((from.map(stuff), to.map(stuff)));
         loop {
             let next = caught(|| if reverse { entries.next_back() } else { entries.next() }.transpose())?;
-            let Some((key, stored)) = next else { return Ok(()) };
-            let key = unstuff(&key);
+            let Some((stored_key, stored)) = next else { return Ok(()) };
+            self.touch(&stored_key, stored.len())?;
+            let key = unstuff(&stored_key);
             let go_on = match decode(&stored)? {
                 Stored::Here(value) => visit(&key, value),
                 Stored::At(_) => match self.settle(&key, stored)? {

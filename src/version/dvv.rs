@@ -52,6 +52,16 @@ impl Context {
         self.vector.is_empty() && self.dots.is_empty()
     }
 
+    /// Per actor, the counter up to which all its dots are in the set.
+    pub fn vector(&self) -> &BTreeMap<Actor, u64> {
+        &self.vector
+    }
+
+    /// The single dots beyond the vector.
+    pub fn dots(&self) -> &BTreeSet<Dot> {
+        &self.dots
+    }
+
     /// Whether `dot` is in the set.
     pub fn covers(&self, dot: &Dot) -> bool {
         self.vector.get(&dot.actor).is_some_and(|top| dot.counter <= *top) || self.dots.contains(dot)

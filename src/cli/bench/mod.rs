@@ -22,9 +22,9 @@ use clap::{Args, ValueEnum};
 
 use self::run::{Plan, Workload};
 use super::Global;
-use super::kv::{self, keyspace};
 use super::output::{self, CliError, CliResult, Exit, note};
 use super::progress::thousands;
+use super::request::{self, keyspace};
 use crate::types::limits;
 use crate::types::policy::{Conflicts, Level};
 
@@ -158,8 +158,8 @@ impl BenchArgs {
             keys: (0..self.keys).map(|i| Bytes::from(format!("bench-{i:08}"))).collect(),
             preload: !self.no_preload && workload != Workload::Put && !siblings,
             seed: self.seed,
-            r: self.r.map(kv::read_level),
-            w: self.w.map(kv::put_level),
+            r: self.r.map(request::read_level),
+            w: self.w.map(request::put_level),
             timeout: global.timeout,
         }
     }

@@ -14,8 +14,8 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 use super::schedule::Schedule;
-use crate::cli::kv::millis;
 use crate::cli::output::code_name;
+use crate::cli::request::millis;
 use crate::rpc::proto::kv_client::KvClient;
 use crate::rpc::proto::{GetRequest, PutRequest, get_request, put_request};
 use crate::types::limits;

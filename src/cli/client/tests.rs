@@ -1,3 +1,5 @@
+//! The client against real tonic servers: which endpoint is tried next, and what is never sent twice.
+
 use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU32;

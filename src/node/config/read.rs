@@ -181,6 +181,10 @@ fn check_bootstrap(values: &mut Values, bootstrap: &BootstrapConfig) {
 
 /// The node is one of the first nodes, and is the same there.
 fn check_own_place(values: &mut Values, config: &Config) {
+    let examples = ["node.id", "node.name", "bootstrap.nodes"];
+    if examples.iter().any(|key| values.source(key) == Source::Missing) {
+        return;
+    }
     let node = &config.node;
     let Some(listed) = config.bootstrap.nodes.iter().find(|listed| listed.id == node.id) else {
         let ids: Vec<String> = config.bootstrap.nodes.iter().map(|listed| listed.id.to_string()).collect();

@@ -1,3 +1,5 @@
+//! Each kind of configuration error, with its line, limit and value.
+
 use super::*;
 use crate::types::limits;
 

@@ -18,6 +18,8 @@ use toml::de::{DeTable, DeValue};
 pub enum Source {
     /// Nobody gave it.
     Default,
+    /// Nobody gave it, and there is no default: an example stands in for it, to be shown.
+    Missing,
     /// A line of the file.
     File {
         /// Counted from 1.
@@ -31,6 +33,7 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Source::Default => f.write_str("default"),
+            Source::Missing => f.write_str("not set"),
             Source::File { line } => write!(f, "file, line {line}"),
             Source::Env(name) => f.write_str(name),
         }
@@ -93,6 +96,15 @@ impl Values {
         }
         for (name, value) in env {
             values.add_env(name, value, known);
+        }
+        values
+    }
+
+    /// The variables of `env` alone, over examples of what is required.
+    pub fn without_file(examples: &str, env: &BTreeMap<String, String>, known: &[(&str, &str)]) -> Values {
+        let mut values = Values::parse(examples, env, known);
+        for item in values.items.values_mut().filter(|item| matches!(item.source, Source::File { .. })) {
+            set_source(item, &Source::Missing);
         }
         values
     }

@@ -1,0 +1,17 @@
+//! Real processes: clusters of `quoral serve` that are killed, stopped, confused and fed junk.
+//!
+//! What only real processes show: that what was acknowledged is on the disk when SIGKILL comes, that a dead or
+//! stopped node makes no long pause, and that nothing a stranger sends brings a node down.
+//!
+//! `QUORAL_KILL_ROUNDS` sets the rounds of the test that kills all nodes at once (2; the bar is 20).
+
+#![allow(clippy::disallowed_methods, reason = "real processes are waited for in real time")]
+
+mod bad_input;
+mod client;
+mod cluster;
+mod crashes;
+mod dev;
+mod load;
+mod ownership;
+mod semantics;
