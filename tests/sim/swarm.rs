@@ -150,7 +150,7 @@ fn add_client(cluster: &mut Cluster, draw: &Draw, seed: u64, number: usize, pati
                 0..9 => drop(client.get(&ask).await),
                 9..11 => drop(client.delete(&ask).await),
                 11 => {
-                    client.forget(&ask.key);
+                    client.forget(&ask);
                     client.put(&ask).await;
                 }
                 12..15 if conflicts == Conflicts::Siblings => {
