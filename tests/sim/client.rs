@@ -62,7 +62,7 @@ pub struct Client {
     /// How much longer than the deadline the client waits: the way there and back.
     patience: Duration,
     /// The last context of each key.
-    seen: BTreeMap<String, Seen>,
+    seen: BTreeMap<(Conflicts, String), Seen>,
 }
 
 impl Client {
@@ -109,14 +109,14 @@ impl Client {
     }
 
     /// Forgets what it has seen of a key.
-    pub fn forget(&mut self, key: &str) {
-        self.seen.remove(key);
+    pub fn forget(&mut self, ask: &Ask) {
+        self.seen.remove(&place(ask));
     }
 
     /// Writes a new value with what it has seen of the key; whether that was acknowledged.
     pub async fn put(&mut self, ask: &Ask) -> bool {
         let value = self.recorder.new_value();
-        let seen = self.seen.get(&ask.key).cloned().unwrap_or_default();
+        let seen = self.seen.get(&place(ask)).cloned().unwrap_or_default();
         let number = self.begin(ask, Action::Put(value), seen.values.clone());
         let request = proto::PutRequest {
             keyspace: keyspace(ask.conflicts).into(),
@@ -136,7 +136,7 @@ impl Client {
 
     /// Writes a tombstone, likewise.
     pub async fn delete(&mut self, ask: &Ask) -> bool {
-        let seen = self.seen.get(&ask.key).cloned().unwrap_or_default();
+        let seen = self.seen.get(&place(ask)).cloned().unwrap_or_default();
         let number = self.begin(ask, Action::Delete, seen.values.clone());
         let request = proto::DeleteRequest {
             keyspace: keyspace(ask.conflicts).into(),
@@ -160,7 +160,7 @@ impl Client {
         let outcome = match answer {
             None => Outcome::Late,
             Some(Ok((context, stamp))) => {
-                self.seen.insert(ask.key.clone(), Seen { context, values });
+                self.seen.insert(place(ask), Seen { context, values });
                 Outcome::Wrote(stamp)
             }
             Some(Err(status)) => {
@@ -198,7 +198,7 @@ impl Client {
                 values.sort_unstable();
                 let stamp = stamp_of(ask, &found.context);
                 let seen = values.iter().map(|(value, _)| *value).collect();
-                self.seen.insert(ask.key.clone(), Seen { context: found.context, values: seen });
+                self.seen.insert(place(ask), Seen { context: found.context, values: seen });
                 Outcome::Read(values, stamp)
             }
         };
@@ -206,6 +206,10 @@ impl Client {
         self.recorder.end(number, now_ms(), outcome);
         read
     }
+}
+
+fn place(ask: &Ask) -> (Conflicts, String) {
+    (ask.conflicts, ask.key.clone())
 }
 
 fn value_of(bytes: &[u8]) -> Value {

@@ -83,6 +83,7 @@ pub struct Cluster {
     pub recorder: Recorder,
     /// Every host that messages go to or come from.
     pub names: Vec<String>,
+    weather: Weather,
     up: Vec<bool>,
     _turn: MutexGuard<'static, ()>,
 }
@@ -227,7 +228,7 @@ impl Cluster {
         }
         let names = hosts.iter().map(|host| host.name.clone()).collect();
         let up = vec![true; hosts.len()];
-        Cluster { sim, hosts, recorder: Recorder::default(), names, up, _turn: turn }
+        Cluster { sim, hosts, recorder: Recorder::default(), names, weather, up, _turn: turn }
     }
 
     /// Simulated milliseconds so far.
@@ -314,11 +315,18 @@ impl Cluster {
         }
     }
 
+    /// Makes a link as fast as all are at first.
+    pub fn usual_latency(&self, a: &str, b: &str) {
+        self.sim.set_link_latency(a, b, Duration::from_millis(self.weather.latency_min));
+        self.sim.set_link_max_message_latency(a, b, Duration::from_millis(self.weather.latency_max));
+    }
+
     /// Repairs everything and starts every host.
     pub fn heal(&mut self) {
         for (index, name) in self.names.iter().enumerate() {
             for other in &self.names[..index] {
                 self.sim.release(name.as_str(), other.as_str());
+                self.usual_latency(name, other);
             }
         }
         for host in 0..self.hosts.len() {

@@ -5,6 +5,7 @@
 //! direction of a link at once).
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -20,6 +21,17 @@ pub enum NetFault {
     OneWay(Vec<(usize, usize)>),
     /// What is sent between these pairs is delivered when the fault ends.
     Hold(Vec<(usize, usize)>),
+    /// Each message between these pairs takes so many milliseconds.
+    Slow(Vec<(usize, usize)>, u64),
+}
+
+impl NetFault {
+    fn pairs(&self) -> &[(usize, usize)] {
+        match self {
+            NetFault::Cut(pairs) | NetFault::OneWay(pairs) | NetFault::Hold(pairs) => pairs,
+            NetFault::Slow(pairs, _) => pairs,
+        }
+    }
 }
 
 /// A fault of one host.
@@ -146,14 +158,22 @@ impl Plan {
                     NetFault::Hold(pairs) => {
                         pairs.iter().for_each(|(a, b)| cluster.sim.hold(name(*a), name(*b)));
                     }
+                    NetFault::Slow(pairs, ms) => {
+                        for (a, b) in pairs {
+                            cluster.sim.set_link_latency(name(*a), name(*b), Duration::from_millis(*ms));
+                        }
+                    }
                 }
             }
             Deed::End(fault) => {
                 note(cluster, format!("end {fault:?}"));
-                let (NetFault::Cut(pairs) | NetFault::OneWay(pairs) | NetFault::Hold(pairs)) = fault;
+                if let NetFault::Slow(pairs, _) = fault {
+                    pairs.iter().for_each(|(a, b)| cluster.usual_latency(name(*a), name(*b)));
+                    return;
+                }
                 // The links of a host without power stay cut.
                 let dead = |host: usize| host < cluster.hosts.len() && !cluster.is_up(host);
-                for (a, b) in pairs.iter().filter(|(a, b)| !dead(*a) && !dead(*b)) {
+                for (a, b) in fault.pairs().iter().filter(|(a, b)| !dead(*a) && !dead(*b)) {
                     cluster.sim.release(name(*a), name(*b));
                 }
             }
@@ -184,8 +204,7 @@ impl Plan {
                 Deed::End(fault) => {
                     let found = open.iter().position(|(_, begun)| *begun == fault).expect("it has begun");
                     let (from, fault) = open.remove(found);
-                    let (NetFault::Cut(pairs) | NetFault::OneWay(pairs) | NetFault::Hold(pairs)) = fault;
-                    for (a, b) in pairs {
+                    for (a, b) in fault.pairs() {
                         let (low, high) = ((*a).min(*b), (*a).max(*b));
                         if low < nodes && high >= nodes {
                             let client = Some(high - nodes);
@@ -225,9 +244,10 @@ fn net_fault(rng: &mut StdRng, nodes: usize, clients: usize) -> NetFault {
     if rng.random_bool(0.5) {
         pairs.iter_mut().for_each(|(a, b)| std::mem::swap(a, b));
     }
-    match rng.random_range(0..4) {
+    match rng.random_range(0..6) {
         0 => NetFault::OneWay(pairs),
         1 => NetFault::Hold(pairs),
+        2 | 3 => NetFault::Slow(pairs, rng.random_range(50..=600)),
         _ => NetFault::Cut(pairs),
     }
 }

@@ -56,7 +56,7 @@ fn defaults_are_as_documented() {
     assert_eq!(config.limits.value_bytes, 1 << 20);
     assert_eq!(config.limits.requests_in_flight, limits::REQUESTS_IN_FLIGHT);
     assert_eq!(config.clock.max_skew_ms, 500);
-    assert_eq!(config.storage.cache_bytes, 64 << 20);
+    assert_eq!(config.storage.cache_bytes, 24 << 20);
     assert_eq!(config.runtime.threads, 1);
     assert_eq!(config.log.level, "info");
 }
