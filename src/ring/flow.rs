@@ -18,6 +18,8 @@
 //! Empty slots are held by a node that is none (`self.nobody`). Loads between a node's least and greatest
 //! are traded through one more vertex (`self.market`), so that which nodes round up is part of the search.
 
+use crate::types::limits;
+
 /// What is to be solved. Nodes and zones are indexes.
 pub(super) struct Problem<'a> {
     /// The zone of each node.
@@ -30,7 +32,7 @@ pub(super) struct Problem<'a> {
     pub(super) allowed: Option<&'a [Vec<u16>]>,
     /// The nodes that each partition may have at no cost.
     pub(super) old: &'a [Vec<u16>],
-    /// Slots of each partition.
+    /// Slots of each partition; with those fixed at most `N_MAX`.
     pub(super) slots: usize,
     /// Least and greatest load of each node, fixed ones included.
     pub(super) bounds: &'a [(u32, u32)],
@@ -78,6 +80,19 @@ struct Flow<'a> {
     /// All loads together.
     total: i64,
     random: u64,
+}
+
+/// The zones that a node must not be in to take some slot: those that the partition's other owners are in,
+/// if it still lacks one; else none.
+struct Demand {
+    zones: [u16; limits::N_MAX as usize],
+    count: usize,
+}
+
+impl Demand {
+    fn forbids(&self, zone: u16) -> bool {
+        self.zones[..self.count].contains(&zone)
+    }
 }
 
 /// Costs of a swap are −1, 0, 1; indexes are these plus 1.
@@ -157,33 +172,37 @@ impl<'a> Flow<'a> {
         &self.slots[partition * self.problem.slots..(partition + 1) * self.problem.slots]
     }
 
-    /// The zones of a partition's owners without the one in `slot`, and how many more the partition needs
-    /// from who takes the slot: 0 or 1.
-    fn zones_without(&self, slot: usize) -> (Vec<u16>, usize) {
+    fn owns(&self, partition: usize, node: u16) -> bool {
+        self.slots_of(partition).contains(&node) || self.problem.fixed[partition].contains(&node)
+    }
+
+    /// What invariant 2 asks of who takes `slot`.
+    fn demand(&self, slot: usize) -> Demand {
         let partition = slot / self.problem.slots;
-        let mut zones = Vec::with_capacity(self.problem.slots + self.problem.fixed[partition].len());
-        let mut empty = 0;
+        let mut zones = [0; limits::N_MAX as usize];
+        let (mut count, mut empty) = (0, 0);
         let slots = self.slots_of(partition).iter().enumerate();
         let others = slots.filter(|(index, _)| partition * self.problem.slots + index != slot);
-        for node in others.map(|(_, node)| node).chain(&self.problem.fixed[partition]) {
-            if usize::from(*node) == self.nobody {
+        for node in others.map(|(_, node)| usize::from(*node)).chain(self.fixed_of(partition)) {
+            if node == self.nobody {
                 empty += 1;
-            } else if !zones.contains(&self.problem.zones[usize::from(*node)]) {
-                zones.push(self.problem.zones[usize::from(*node)]);
+            } else if !zones[..count].contains(&self.problem.zones[node]) {
+                zones[count] = self.problem.zones[node];
+                count += 1;
             }
         }
-        let need = self.problem.spread.saturating_sub(zones.len() + empty);
-        (zones, need)
+        let new_zone = count + empty < self.problem.spread;
+        Demand { zones, count: if new_zone { count } else { 0 } }
+    }
+
+    fn fixed_of(&self, partition: usize) -> impl Iterator<Item = usize> + '_ {
+        self.problem.fixed[partition].iter().map(|node| usize::from(*node))
     }
 
     /// Index of the cost of `node` in place of the one in `slot`, or `None` if it may not take it.
-    fn cost(&self, slot: usize, zones: &(Vec<u16>, usize), node: u16) -> Option<usize> {
+    fn cost(&self, slot: usize, demand: &Demand, node: u16) -> Option<usize> {
         let partition = slot / self.problem.slots;
-        if self.slots_of(partition).contains(&node) || self.problem.fixed[partition].contains(&node) {
-            return None;
-        }
-        let new_zone = zones.1 == 0 || !zones.0.contains(&self.problem.zones[usize::from(node)]);
-        if !new_zone {
+        if self.owns(partition, node) || demand.forbids(self.problem.zones[usize::from(node)]) {
             return None;
         }
         let price = |node: u16| {
@@ -195,10 +214,10 @@ impl<'a> Flow<'a> {
     /// Adds (or takes away) what a partition contributes to the counts.
     fn count(&mut self, partition: usize, sign: i32) {
         for slot in partition * self.problem.slots..(partition + 1) * self.problem.slots {
-            let zones = self.zones_without(slot);
+            let demand = self.demand(slot);
             let row = usize::from(self.slots[slot]) * self.nodes;
             let add = |flow: &mut Flow<'_>, node: u16| {
-                if let Some(cost) = flow.cost(slot, &zones, node) {
+                if let Some(cost) = flow.cost(slot, &demand, node) {
                     let count = &mut flow.counts[row + usize::from(node)][cost];
                     *count = count.wrapping_add_signed(sign);
                 }
@@ -379,17 +398,36 @@ impl<'a> Flow<'a> {
         if count == 0 {
             return false;
         }
-        let offset = self.draw(count);
-        for step in 0..count {
-            let slot = self.held[from][(offset + step) % count] as usize;
-            let allowed = self.is_allowed(slot / self.problem.slots, to as u16);
-            let zones = self.zones_without(slot);
-            if allowed && self.cost(slot, &zones, to as u16).is_some_and(|index| COSTS[index] == cost) {
+        // Every slot once, in an order that is as good as random: the fitting ones may stand in clusters.
+        let (offset, stride) = (self.draw(count), self.coprime(count));
+        let (mut at, node) = (offset, to as u16);
+        for _ in 0..count {
+            let slot = self.held[from][at] as usize;
+            let partition = slot / self.problem.slots;
+            let fits = !self.owns(partition, node)
+                && self.is_allowed(partition, node)
+                && self.cost(slot, &self.demand(slot), node).is_some_and(|index| COSTS[index] == cost);
+            if fits {
                 self.put(slot, to);
                 return true;
             }
+            at = (at + stride) % count;
         }
         false
+    }
+
+    /// A number that has no divisor in common with `count`.
+    fn coprime(&mut self, count: usize) -> usize {
+        loop {
+            let candidate = 1 + self.draw(count);
+            let (mut a, mut b) = (count, candidate);
+            while b > 0 {
+                (a, b) = (b, a % b);
+            }
+            if a == 1 {
+                return candidate;
+            }
+        }
     }
 
     /// A number below `bound`: from a fixed seed (splitmix64), so that every node draws the same. Drawing
