@@ -21,6 +21,7 @@
 use crate::types::limits;
 
 /// What is to be solved. Nodes and zones are indexes.
+#[derive(Clone, Copy)]
 pub(super) struct Problem<'a> {
     /// The zone of each node.
     pub(super) zones: &'a [u16],
@@ -46,21 +47,38 @@ pub(super) struct Solution {
     pub(super) slack: u32,
 }
 
-/// Solves it. The bounds hold exactly if they can be held and each partition may have every node.
+/// Solves it, with bounds as little widened as it takes. They hold exactly if they can be held and each
+/// partition may have every node.
 pub(super) fn solve(problem: Problem<'_>) -> Solution {
-    let mut flow = Flow::new(problem);
-    let mut slack = 0;
-    loop {
+    // Each width starts afresh: a flow of least cost within some bounds is not one within wider bounds,
+    // and shortest paths lead nowhere from a flow that could be cheaper (there are negative cycles).
+    let attempt = |slack: u32| {
+        let mut flow = Flow::new(problem, slack);
         flow.run();
-        // With loads from 0 to Q all slots are filled: a partition always has a node left to take.
-        if flow.is_solved() || slack as usize > flow.problem.fixed.len() {
-            return Solution { owners: flow.owners(), slack };
-        }
-        slack += 1;
-        for bound in &mut flow.bounds {
-            *bound = (bound.0.saturating_sub(1), bound.1 + 1);
+        (flow.is_solved(), flow)
+    };
+    let (solved, flow) = attempt(0);
+    if solved {
+        return Solution { owners: flow.owners(), slack: 0 };
+    }
+    // With loads from 0 to Q any node may take a slot, so some width is enough.
+    let widest = problem.fixed.len() as u32;
+    let (mut too_narrow, mut enough) = (0, 1);
+    let mut best = attempt(enough);
+    while !best.0 && enough < widest {
+        (too_narrow, enough) = (enough, (enough * 2).min(widest));
+        best = attempt(enough);
+    }
+    while enough - too_narrow > 1 {
+        let middle = too_narrow + (enough - too_narrow) / 2;
+        let (solved, flow) = attempt(middle);
+        if solved {
+            (enough, best) = (middle, (true, flow));
+        } else {
+            too_narrow = middle;
         }
     }
+    Solution { owners: best.1.owners(), slack: enough }
 }
 
 struct Flow<'a> {
@@ -100,14 +118,19 @@ const COSTS: [i64; 3] = [-1, 0, 1];
 const FAR: i64 = i64::MAX / 2;
 
 impl<'a> Flow<'a> {
-    fn new(problem: Problem<'a>) -> Flow<'a> {
+    /// The starting point: old owners only, which no other owners could undercut.
+    fn new(problem: Problem<'a>, slack: u32) -> Flow<'a> {
         let nodes = problem.zones.len();
         let partitions = problem.fixed.len();
         let mut flow = Flow {
             nodes,
             nobody: nodes,
             market: nodes + 1,
-            bounds: problem.bounds.to_vec(),
+            bounds: problem
+                .bounds
+                .iter()
+                .map(|(low, high)| (low.saturating_sub(slack), high + slack))
+                .collect(),
             slots: vec![nodes as u16; partitions * problem.slots],
             held: vec![Vec::new(); nodes + 1],
             place: vec![0; partitions * problem.slots],
@@ -300,7 +323,7 @@ impl<'a> Flow<'a> {
     /// Shifts replicas until nothing can be improved.
     fn run(&mut self) {
         // A path that can't be carried out to its end (it meets one partition twice) leaves a valid state;
-        // so many in a row end the search, and the bounds are widened.
+        // so many in a row end the search.
         let mut failures = 0;
         while failures < 64 {
             let distances = self.distances();
