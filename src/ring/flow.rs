@@ -18,7 +18,10 @@
 //! Empty slots are held by a node that is none (`self.nobody`). Loads between a node's least and greatest
 //! are traded through one more vertex (`self.market`), so that which nodes round up is part of the search.
 
+use crate::types::limits;
+
 /// What is to be solved. Nodes and zones are indexes.
+#[derive(Clone, Copy)]
 pub(super) struct Problem<'a> {
     /// The zone of each node.
     pub(super) zones: &'a [u16],
@@ -30,7 +33,7 @@ pub(super) struct Problem<'a> {
     pub(super) allowed: Option<&'a [Vec<u16>]>,
     /// The nodes that each partition may have at no cost.
     pub(super) old: &'a [Vec<u16>],
-    /// Slots of each partition.
+    /// Slots of each partition; with those fixed at most `N_MAX`.
     pub(super) slots: usize,
     /// Least and greatest load of each node, fixed ones included.
     pub(super) bounds: &'a [(u32, u32)],
@@ -44,21 +47,38 @@ pub(super) struct Solution {
     pub(super) slack: u32,
 }
 
-/// Solves it. The bounds hold exactly if they can be held and each partition may have every node.
+/// Solves it, with bounds as little widened as it takes. They hold exactly if they can be held and each
+/// partition may have every node.
 pub(super) fn solve(problem: Problem<'_>) -> Solution {
-    let mut flow = Flow::new(problem);
-    let mut slack = 0;
-    loop {
+    // Each width starts afresh: a flow of least cost within some bounds is not one within wider bounds,
+    // and shortest paths lead nowhere from a flow that could be cheaper (there are negative cycles).
+    let attempt = |slack: u32| {
+        let mut flow = Flow::new(problem, slack);
         flow.run();
-        // With loads from 0 to Q all slots are filled: a partition always has a node left to take.
-        if flow.is_solved() || slack as usize > flow.problem.fixed.len() {
-            return Solution { owners: flow.owners(), slack };
-        }
-        slack += 1;
-        for bound in &mut flow.bounds {
-            *bound = (bound.0.saturating_sub(1), bound.1 + 1);
+        (flow.is_solved(), flow)
+    };
+    let (solved, flow) = attempt(0);
+    if solved {
+        return Solution { owners: flow.owners(), slack: 0 };
+    }
+    // With loads from 0 to Q any node may take a slot, so some width is enough.
+    let widest = problem.fixed.len() as u32;
+    let (mut too_narrow, mut enough) = (0, 1);
+    let mut best = attempt(enough);
+    while !best.0 && enough < widest {
+        (too_narrow, enough) = (enough, (enough * 2).min(widest));
+        best = attempt(enough);
+    }
+    while enough - too_narrow > 1 {
+        let middle = too_narrow + (enough - too_narrow) / 2;
+        let (solved, flow) = attempt(middle);
+        if solved {
+            (enough, best) = (middle, (true, flow));
+        } else {
+            too_narrow = middle;
         }
     }
+    Solution { owners: best.1.owners(), slack: enough }
 }
 
 struct Flow<'a> {
@@ -80,19 +100,37 @@ struct Flow<'a> {
     random: u64,
 }
 
+/// The zones that a node must not be in to take some slot: those that the partition's other owners are in,
+/// if it still lacks one; else none.
+struct Demand {
+    zones: [u16; limits::N_MAX as usize],
+    count: usize,
+}
+
+impl Demand {
+    fn forbids(&self, zone: u16) -> bool {
+        self.zones[..self.count].contains(&zone)
+    }
+}
+
 /// Costs of a swap are −1, 0, 1; indexes are these plus 1.
 const COSTS: [i64; 3] = [-1, 0, 1];
 const FAR: i64 = i64::MAX / 2;
 
 impl<'a> Flow<'a> {
-    fn new(problem: Problem<'a>) -> Flow<'a> {
+    /// The starting point: old owners only, which no other owners could undercut.
+    fn new(problem: Problem<'a>, slack: u32) -> Flow<'a> {
         let nodes = problem.zones.len();
         let partitions = problem.fixed.len();
         let mut flow = Flow {
             nodes,
             nobody: nodes,
             market: nodes + 1,
-            bounds: problem.bounds.to_vec(),
+            bounds: problem
+                .bounds
+                .iter()
+                .map(|(low, high)| (low.saturating_sub(slack), high + slack))
+                .collect(),
             slots: vec![nodes as u16; partitions * problem.slots],
             held: vec![Vec::new(); nodes + 1],
             place: vec![0; partitions * problem.slots],
@@ -157,33 +195,37 @@ impl<'a> Flow<'a> {
         &self.slots[partition * self.problem.slots..(partition + 1) * self.problem.slots]
     }
 
-    /// The zones of a partition's owners without the one in `slot`, and how many more the partition needs
-    /// from who takes the slot: 0 or 1.
-    fn zones_without(&self, slot: usize) -> (Vec<u16>, usize) {
+    fn owns(&self, partition: usize, node: u16) -> bool {
+        self.slots_of(partition).contains(&node) || self.problem.fixed[partition].contains(&node)
+    }
+
+    /// What invariant 2 asks of who takes `slot`.
+    fn demand(&self, slot: usize) -> Demand {
         let partition = slot / self.problem.slots;
-        let mut zones = Vec::with_capacity(self.problem.slots + self.problem.fixed[partition].len());
-        let mut empty = 0;
+        let mut zones = [0; limits::N_MAX as usize];
+        let (mut count, mut empty) = (0, 0);
         let slots = self.slots_of(partition).iter().enumerate();
         let others = slots.filter(|(index, _)| partition * self.problem.slots + index != slot);
-        for node in others.map(|(_, node)| node).chain(&self.problem.fixed[partition]) {
-            if usize::from(*node) == self.nobody {
+        for node in others.map(|(_, node)| usize::from(*node)).chain(self.fixed_of(partition)) {
+            if node == self.nobody {
                 empty += 1;
-            } else if !zones.contains(&self.problem.zones[usize::from(*node)]) {
-                zones.push(self.problem.zones[usize::from(*node)]);
+            } else if !zones[..count].contains(&self.problem.zones[node]) {
+                zones[count] = self.problem.zones[node];
+                count += 1;
             }
         }
-        let need = self.problem.spread.saturating_sub(zones.len() + empty);
-        (zones, need)
+        let new_zone = count + empty < self.problem.spread;
+        Demand { zones, count: if new_zone { count } else { 0 } }
+    }
+
+    fn fixed_of(&self, partition: usize) -> impl Iterator<Item = usize> + '_ {
+        self.problem.fixed[partition].iter().map(|node| usize::from(*node))
     }
 
     /// Index of the cost of `node` in place of the one in `slot`, or `None` if it may not take it.
-    fn cost(&self, slot: usize, zones: &(Vec<u16>, usize), node: u16) -> Option<usize> {
+    fn cost(&self, slot: usize, demand: &Demand, node: u16) -> Option<usize> {
         let partition = slot / self.problem.slots;
-        if self.slots_of(partition).contains(&node) || self.problem.fixed[partition].contains(&node) {
-            return None;
-        }
-        let new_zone = zones.1 == 0 || !zones.0.contains(&self.problem.zones[usize::from(node)]);
-        if !new_zone {
+        if self.owns(partition, node) || demand.forbids(self.problem.zones[usize::from(node)]) {
             return None;
         }
         let price = |node: u16| {
@@ -195,10 +237,10 @@ impl<'a> Flow<'a> {
     /// Adds (or takes away) what a partition contributes to the counts.
     fn count(&mut self, partition: usize, sign: i32) {
         for slot in partition * self.problem.slots..(partition + 1) * self.problem.slots {
-            let zones = self.zones_without(slot);
+            let demand = self.demand(slot);
             let row = usize::from(self.slots[slot]) * self.nodes;
             let add = |flow: &mut Flow<'_>, node: u16| {
-                if let Some(cost) = flow.cost(slot, &zones, node) {
+                if let Some(cost) = flow.cost(slot, &demand, node) {
                     let count = &mut flow.counts[row + usize::from(node)][cost];
                     *count = count.wrapping_add_signed(sign);
                 }
@@ -281,7 +323,7 @@ impl<'a> Flow<'a> {
     /// Shifts replicas until nothing can be improved.
     fn run(&mut self) {
         // A path that can't be carried out to its end (it meets one partition twice) leaves a valid state;
-        // so many in a row end the search, and the bounds are widened.
+        // so many in a row end the search.
         let mut failures = 0;
         while failures < 64 {
             let distances = self.distances();
@@ -379,17 +421,36 @@ impl<'a> Flow<'a> {
         if count == 0 {
             return false;
         }
-        let offset = self.draw(count);
-        for step in 0..count {
-            let slot = self.held[from][(offset + step) % count] as usize;
-            let allowed = self.is_allowed(slot / self.problem.slots, to as u16);
-            let zones = self.zones_without(slot);
-            if allowed && self.cost(slot, &zones, to as u16).is_some_and(|index| COSTS[index] == cost) {
+        // Every slot once, in an order that is as good as random: the fitting ones may stand in clusters.
+        let (offset, stride) = (self.draw(count), self.coprime(count));
+        let (mut at, node) = (offset, to as u16);
+        for _ in 0..count {
+            let slot = self.held[from][at] as usize;
+            let partition = slot / self.problem.slots;
+            let fits = !self.owns(partition, node)
+                && self.is_allowed(partition, node)
+                && self.cost(slot, &self.demand(slot), node).is_some_and(|index| COSTS[index] == cost);
+            if fits {
                 self.put(slot, to);
                 return true;
             }
+            at = (at + stride) % count;
         }
         false
+    }
+
+    /// A number that has no divisor in common with `count`.
+    fn coprime(&mut self, count: usize) -> usize {
+        loop {
+            let candidate = 1 + self.draw(count);
+            let (mut a, mut b) = (count, candidate);
+            while b > 0 {
+                (a, b) = (b, a % b);
+            }
+            if a == 1 {
+                return candidate;
+            }
+        }
     }
 
     /// A number below `bound`: from a fixed seed (splitmix64), so that every node draws the same. Drawing

@@ -273,6 +273,37 @@ impl ClusterMap {
         Ok(map)
     }
 
+    /// Refuses a map that can't be the next after this one: a voter checks it before it accepts. It does
+    /// not judge whether the change is a good one.
+    pub fn check_next(&self, next: &ClusterMap) -> Result<(), Invalid> {
+        let refuse = |field: &str, problem: String| Err(Invalid::new(field, problem));
+        if next.cluster != self.cluster || next.partitions != self.partitions {
+            return refuse("map", format!("is of cluster {}, not {}", next.cluster, self.cluster));
+        }
+        if Some(next.version.0) != self.version.0.checked_add(1) {
+            return refuse("map.version", format!("is {}, must follow {}", next.version, self.version));
+        }
+        let (before, after) = (self.layout.version.0, next.layout.version.0);
+        let same = next.layout.members == self.layout.members && next.layout.owners == self.layout.owners;
+        let fits = if same { after == before } else { Some(after) == before.checked_add(1) };
+        if !fits {
+            return refuse("map.layout", format!("has version {after} after {before}, against its content"));
+        }
+        let kept = next.keyspaces.iter().filter(|keyspace| keyspace.id < self.next_keyspace);
+        for keyspace in kept {
+            let same = |k: &Keyspace| {
+                (&k.name, k.conflicts, k.n) == (&keyspace.name, keyspace.conflicts, keyspace.n)
+            };
+            if !self.keyspace_by_id(keyspace.id).is_some_and(same) {
+                return refuse("map.keyspaces", format!("{:?} has the id of another", keyspace.name));
+            }
+        }
+        if next.next_keyspace < self.next_keyspace || !next.banned.is_superset(&self.banned) {
+            return refuse("map", "gives keyspace ids again, or lifts a ban".into());
+        }
+        Ok(())
+    }
+
     /// The share of all partition replicas that `node` owns, counting the first three owners (or as many
     /// as there are members). All members' shares sum to 1; a stranger's is 0.
     pub fn ownership(&self, node: NodeId) -> f64 {

@@ -39,6 +39,13 @@ fn bootstrap_does_not_depend_on_the_order_of_the_list() {
     assert_eq!(distinct.len(), ids.len(), "any other list is another cluster");
 }
 
+/// The placement is part of the format: a release that placed otherwise would be of another cluster.
+#[test]
+fn bootstrap_is_the_same_in_every_release() {
+    assert_eq!(boot(&[1, 2, 3]).cluster.to_string(), "c2679f3acc3852464bd779701199699d");
+    assert_eq!(boot(&[1, 2, 3, 4, 5]).cluster.to_string(), "b9128e8cd3f2824a43df62673cd08ca3");
+}
+
 #[test]
 fn the_default_keyspace_fits_the_nodes() {
     for (ids, n, majority) in
@@ -121,6 +128,39 @@ fn keyspaces_are_added_once() {
     let next = next.with_keyspace(NewKeyspace { name: "s".into(), ..sloppy }).expect("valid");
     let keyspace = next.keyspace_by_id(KeyspaceId(3)).expect("there");
     assert_eq!((keyspace.n, keyspace.r, keyspace.sloppy, keyspace.ttl_ms), (4, 3, true, Some(5)));
+}
+
+#[test]
+fn only_the_next_map_follows() {
+    let map = boot(&[1, 2, 3, 4]);
+    let next = map.with_keyspace(NewKeyspace::with_defaults("carts", Conflicts::Lww)).expect("valid");
+    assert_eq!(map.check_next(&next), Ok(()));
+    let refused = |field: &str, change: &dyn Fn(&mut ClusterMap)| {
+        let mut next = next.clone();
+        change(&mut next);
+        assert_eq!(map.check_next(&next).expect_err(field).field, field);
+    };
+    refused("map", &|next| next.cluster = ClusterId(1));
+    refused("map.version", &|next| next.version = MapVersion(1));
+    refused("map.version", &|next| next.version = MapVersion(3));
+    refused("map.layout", &|next| next.layout.version = LayoutVersion(2));
+    refused("map.layout", &|next| next.layout.members[0].weight = 2);
+    refused("map.keyspaces", &|next| next.keyspaces[0].conflicts = Conflicts::Siblings);
+    refused("map.keyspaces", &|next| next.keyspaces[0].name = "other".into());
+    refused("map", &|next| next.next_keyspace = KeyspaceId(1));
+    let changed = |change: &dyn Fn(&mut ClusterMap)| {
+        let mut next = next.clone();
+        change(&mut next);
+        assert_eq!(map.check_next(&next), Ok(()));
+    };
+    changed(&|next| next.keyspaces[0].sloppy = true);
+    changed(&|next| drop(next.keyspaces.remove(0)));
+    changed(&|next| (next.layout.version, next.layout.members[0].weight) = (LayoutVersion(2), 2));
+    let mut banning = next.clone();
+    banning.banned = BTreeSet::from([NodeId(9)]);
+    assert_eq!(map.check_next(&banning), Ok(()));
+    let after = ClusterMap { version: MapVersion(3), ..next };
+    assert_eq!(banning.check_next(&after).expect_err("a ban is for ever").field, "map");
 }
 
 #[test]

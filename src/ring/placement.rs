@@ -11,8 +11,8 @@
 //! 3. Each further owner by a flow that adds one node to each list.
 //!
 //! Step 1 is exact: loads within ±1 and the least moves possible. Steps 2 and 3 are bound by the steps before
-//! them; where no exact answer is left, loads are off by as little more as needed (with equal weights by
-//! at most 1 beyond a fair rounding), and zones are spread in every prefix all the same.
+//! them; where no exact answer is left, the bounds on loads are widened by as little as is needed, for all
+//! nodes alike, and zones are spread in every prefix all the same.
 //!
 //! Invariants of a [`Placement`]:
 //! 1. Each partition has the same number of owners, all distinct.
@@ -87,6 +87,10 @@ pub fn place(
     let nodes: Vec<NodeId> = wanted.keys().copied().collect();
     let field = Field::new(old, &wanted, partitions);
     let (owners, slack) = field.lists(n);
+    // Never a list that is too short: keyspaces count on invariant 1.
+    if owners.iter().any(|list| list.len() != n) {
+        return Err(Invalid::new("nodes", "no complete placement was found; this is a fault of Quoral"));
+    }
     let mut notes = field.notes(&nodes, n);
     if slack > 0 {
         notes.push(format!(
