@@ -247,7 +247,7 @@ impl Shared {
                     mint::mint(&*self.storage, &mut minter, self.clock.wall(), &write)
                 };
                 let minted = minted.map_err(mint_cause).and_then(|minted| {
-                    self.write(&minted.batch, wrote)?;
+                    self.write(&minted.batch, wrote).inspect_err(|_| lock(&self.minter).forget_leases())?;
                     self.count_mint(&minted);
                     Ok(minted)
                 });
@@ -294,9 +294,6 @@ impl Shared {
         if minted.versions > SIBLINGS_WARN {
             self.metrics.many_siblings.inc();
         }
-        if minted.damaged {
-            self.metrics.damaged_records.inc();
-        }
     }
 
     /// Writes a batch; its keys count as unsynced from before it is visible.
@@ -323,6 +320,7 @@ fn load_cause(error: &LoadError) -> Cause {
 fn mint_cause(error: MintError) -> Cause {
     match error {
         MintError::Load(error) => load_cause(&error),
+        MintError::Clock(too_far) => Cause::ClockSkew(too_far.to_string()),
         MintError::TooManySiblings(count) => Cause::TooManySiblings(count),
         MintError::TooLarge(_) => Cause::Invalid(Invalid::new("value", error.to_string())),
     }

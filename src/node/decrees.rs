@@ -35,7 +35,11 @@ const ATTEMPTS: u32 = 16;
 /// How a proposal ended.
 enum Outcome {
     Ours,
-    Theirs(ClusterMap),
+    /// Another map is decided. Whether the own proposal surely is not, or may be in a version before it.
+    Theirs {
+        map: ClusterMap,
+        ours_has_lost: bool,
+    },
     Unreachable(Applied),
 }
 
@@ -116,10 +120,10 @@ impl Maps {
         for _ in 0..ATTEMPTS {
             let current = self.current();
             let next = match current.with_keyspace(wanted.clone()) {
-                Ok(next) => next,
-                // Decided by somebody who carried this node's own proposal on.
+                Ok(next) => ClusterMap { proposal: self.env.random(), ..next },
+                // Like the one that this node proposed: its own, carried on by somebody, or somebody else's.
                 Err(KeyspaceError::Exists(keyspace)) if proposed.as_ref() == Some(&keyspace) => {
-                    return Ok((keyspace, current.version.0));
+                    return Err(CreateKeyspaceError::Failed(decided_but(Cause::TooFewAcks)));
                 }
                 Err(KeyspaceError::Exists(keyspace)) => return Err(CreateKeyspaceError::Exists(keyspace)),
                 Err(KeyspaceError::Invalid(invalid)) => return Err(CreateKeyspaceError::Invalid(invalid)),
@@ -128,11 +132,12 @@ impl Maps {
             let version = next.version.0;
             match self.propose(links, &current, next).await.map_err(CreateKeyspaceError::Failed)? {
                 Outcome::Ours => return Ok((made, version)),
-                Outcome::Theirs(map) => {
-                    proposed = Some(made);
-                    self.adopt(map)
-                        .await
-                        .map_err(|cause| CreateKeyspaceError::Failed(Failure::early(cause)))?;
+                Outcome::Theirs { map, ours_has_lost } => {
+                    if !ours_has_lost {
+                        proposed = Some(made);
+                    }
+                    let adopted = self.adopt(map).await;
+                    adopted.map_err(|cause| CreateKeyspaceError::Failed(decided_but(cause)))?;
                 }
                 Outcome::Unreachable(applied) => {
                     let voters = current.layout.members.len();
@@ -154,14 +159,19 @@ impl Maps {
         let decided = self.run_proposer(links, current, next.version, value.clone()).await;
         match decided {
             Effect::Decided(_) => {
-                self.adopt(next).await.map_err(Failure::early)?;
+                self.adopt(next).await.map_err(decided_but)?;
                 self.tell_all(links, value).await;
                 Ok(Outcome::Ours)
             }
-            Effect::Lost(other) | Effect::Overtaken(other) => {
-                let map = ClusterMap::decode(&other);
-                let map = map.map_err(|bad| Failure::early(Cause::Storage(bad.to_string())))?;
-                Ok(if map == next { Outcome::Ours } else { Outcome::Theirs(map) })
+            Effect::Lost(ref other) | Effect::Overtaken(ref other) => {
+                let map = ClusterMap::decode(other);
+                let map = map.map_err(|bad| decided_but(Cause::Storage(bad.to_string())))?;
+                if map == next {
+                    return Ok(Outcome::Ours);
+                }
+                // A map of the same version is the whole answer; a later one says nothing of who won.
+                let ours_has_lost = matches!(decided, Effect::Lost(_)) || map.version == next.version;
+                Ok(Outcome::Theirs { map, ours_has_lost })
             }
             Effect::Unreachable(applied) => Ok(Outcome::Unreachable(applied)),
             other => unreachable!("the proposer does not end with {other:?}"),
@@ -303,6 +313,11 @@ fn reply_of_wire(response: proto::DecreeResponse) -> Option<Reply> {
         Kind::Decided(map) => Reply::Decided(map),
         Kind::Behind(version) => Reply::Behind(MapVersion(version)),
     })
+}
+
+/// A map is decided, and could not be stored here: the change may be in it.
+fn decided_but(cause: Cause) -> Failure {
+    Failure { applied: Applied::Maybe, ..Failure::early(cause) }
 }
 
 fn unreachable(applied: Applied, voters: usize, maps: &Maps, links: &Links) -> Failure {

@@ -24,6 +24,8 @@ use crate::types::policy::Level;
 use crate::types::time::WallMs;
 use crate::version::codec;
 
+/// Records fetched at once at the least: most of them may be tombstones.
+const SCAN_FETCH_MIN: usize = 128;
 const CURSOR_MARKER: u8 = b'S';
 const CURSOR_VERSION: u8 = 1;
 
@@ -107,7 +109,8 @@ impl Coordinator {
         let deadline = self.driver.clock.mono() + request.timeout;
         let most = request.limit.unwrap_or(u64::MAX).min(SCAN_PAGE_ITEMS as u64);
         let most = usize::try_from(most).unwrap_or(SCAN_PAGE_ITEMS);
-        // A page that has something, and has taken a quarter of its time, is sent.
+        // A page that has taken a quarter of its time is sent, even an empty one: a scan over many tombstones
+        // or empty partitions goes on from its cursor, and does not begin anew.
         let send_at = self.driver.clock.mono() + request.timeout / 4;
         loop {
             let page = self.partition_page(&request, &route, &progress, r, most, deadline).await?;
@@ -121,7 +124,7 @@ impl Coordinator {
                 progress.after = None;
             }
             let full = progress.entries.len() >= most || progress.bytes >= SCAN_PAGE_BYTES;
-            if full || (self.driver.clock.mono() >= send_at && !progress.entries.is_empty()) {
+            if full || self.driver.clock.mono() >= send_at {
                 let Progress { partition, after, entries, .. } = progress;
                 let cursor = Cursor { question, partition: partition.0, after };
                 return Ok(ScanPage { entries, cursor: Some(cursor.encode()) });
@@ -177,7 +180,7 @@ impl Coordinator {
             to,
             reverse: request.reverse,
             // One more than wanted, so that the last page knows that it is the last.
-            items: (most - progress.entries.len()).max(1) + 1,
+            items: (most - progress.entries.len()).max(SCAN_FETCH_MIN) + 1,
         };
         let plan = self.read_plan(&at, r, deadline);
         Ok(self.driver.read(plan, PageReading { request: page }).await?.answer)

@@ -54,6 +54,8 @@ use crate::version::hlc::{Hlc, Stamp};
 
 /// How long a node that all its peers refuse keeps trying before it gives up.
 const REFUSED_GRACE: Duration = Duration::from_secs(10);
+/// How long a node waits at its start for peers that it could do without: the first requests find them then.
+const SETTLE: Duration = Duration::from_millis(1_500);
 /// How often a node tells gossip of itself.
 const REPORT_PERIOD: Duration = Duration::from_secs(1);
 /// How long requests under way may take once the node drains.
@@ -290,6 +292,8 @@ impl Node {
         let needed = if others == 0 { 0 } else { others / 2 + 1 };
         let mut contacts = self.links.contacts();
         let mut told = std::pin::pin!(tokio::time::sleep(REFUSED_GRACE));
+        let mut settling = std::pin::pin!(tokio::time::sleep(SETTLE));
+        let mut settled = false;
         loop {
             let now = contacts.borrow_and_update().clone();
             if let Some((peer, reason)) = now.iter().find_map(|(peer, contact)| match contact {
@@ -299,19 +303,20 @@ impl Node {
                 return Err(StartError::Refused { by: peer, reason });
             }
             let accepted = now.values().filter(|contact| **contact == Contact::Accepted).count();
-            if accepted >= needed {
+            if accepted == others || (settled && accepted >= needed) {
                 break;
             }
             // A directory that was admitted before does not wait for peers that are away, but hears a refusal:
             // a copy of it must not serve beside the original.
             let none_refuses = now.len() == others
                 && now.values().all(|c| matches!(c, Contact::Accepted | Contact::Unreachable(_)));
-            if stored.is_some() && none_refuses {
+            if settled && stored.is_some() && none_refuses {
                 break;
             }
             tokio::select! {
                 biased;
                 changed = contacts.changed() => if changed.is_err() { break },
+                () = &mut settling, if !settled => settled = true,
                 () = &mut told => {
                     let refused = now.iter().find_map(|(peer, contact)| match contact {
                         Contact::Refused { reason, .. } => Some((*peer, reason.clone())),

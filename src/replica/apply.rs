@@ -3,7 +3,8 @@
 //! Invariants:
 //! 1. What is stored only ever grows in the order of merging; nothing uncovered is forgotten.
 //! 2. The local mark stays with the record; a record that arrives onto a not-found gets none.
-//! 3. A damaged own copy is replaced by what came: it is worth nothing, and the merge with it is that.
+//! 3. A damaged own copy is replaced by a repair, which holds what a read quorum knew; a fresh write is refused,
+//!    since with it alone the copy would count in quorums without the versions that it held.
 
 use super::stored::{self, LoadError};
 use crate::storage::{Batch, Storage};
@@ -42,7 +43,7 @@ pub fn apply(
 ) -> Result<Applied, LoadError> {
     let (old, healed) = match stored::load(storage, key) {
         Ok(old) => (old, false),
-        Err(LoadError::Damaged(_)) => (None, true),
+        Err(LoadError::Damaged(_)) if !fresh => (None, true),
         Err(error) => return Err(error),
     };
     let Some(mut old) = old else {
@@ -110,6 +111,8 @@ mod tests {
         bad.put(&b"dkey"[..], &b"junk"[..]);
         storage.write(&bad).expect("written");
         assert!(matches!(stored::load(&storage, b"dkey"), Err(LoadError::Damaged(_))));
+        let (record, bytes) = lww(5);
+        assert!(matches!(apply(&storage, b"dkey", &record, &bytes, true), Err(LoadError::Damaged(_))));
         assert!(apply_and_write(&storage, 5, false).healed);
         assert!(stored::load(&storage, b"dkey").expect("readable").is_some());
     }

@@ -19,7 +19,7 @@ use crate::types::policy::Conflicts;
 use crate::types::time::WallMs;
 use crate::version::codec;
 use crate::version::dvv::{Actor, Context, Dot};
-use crate::version::hlc::{Hlc, Stamp};
+use crate::version::hlc::{Hlc, Stamp, TooFarAhead};
 use crate::version::record::{LwwVersion, Payload, Record, Sibling};
 
 /// A node's sources of dots and stamps.
@@ -48,12 +48,19 @@ impl Minter {
         &mut self.clock
     }
 
-    fn stamp(&mut self, now: WallMs, floor: Stamp, batch: &mut Batch) -> Stamp {
-        let issued = self.clock.issue(now, floor);
+    /// Forgets which lease and bound are durable: the batch that should have stored them was not written. The
+    /// next mint stores new ones, above all that was used.
+    pub fn forget_leases(&mut self) {
+        self.birth_lease = self.next_birth - 1;
+        self.clock.forget_bound();
+    }
+
+    fn stamp(&mut self, now: WallMs, floor: Stamp, batch: &mut Batch) -> Result<Stamp, TooFarAhead> {
+        let issued = self.clock.issue(now, floor)?;
         if let Some(bound) = issued.new_bound {
             put_number(batch, schema::META_CLOCK_BOUND, bound.0);
         }
-        issued.stamp
+        Ok(issued.stamp)
     }
 
     fn birth(&mut self, batch: &mut Batch) -> Birth {
@@ -112,8 +119,6 @@ pub struct Minted {
     pub dot: Option<Dot>,
     /// How many versions the record has now.
     pub versions: usize,
-    /// Whether the own copy was damaged: what it held must come back from the other replicas.
-    pub damaged: bool,
 }
 
 /// Why a write can't be minted; nothing was written.
@@ -125,6 +130,9 @@ pub enum MintError {
     /// The record has as many siblings as allowed, and this would add one.
     #[error("{0} siblings")]
     TooManySiblings(usize),
+    /// The stamp would be too far ahead of the wall clock: of the own clock, or of the version to be above.
+    #[error(transparent)]
+    Clock(#[from] TooFarAhead),
     /// The record would be too large.
     #[error(
         "the key's concurrent values together have {0} bytes, over the limit of {RECORD_BYTES_MAX} bytes"
@@ -139,16 +147,16 @@ pub fn mint(
     now: WallMs,
     write: &Mint,
 ) -> Result<Minted, MintError> {
-    let (old, damaged) = match stored::load(storage, &write.storage_key) {
-        Ok(old) => (old, false),
-        Err(LoadError::Damaged(_)) => (None, true),
-        Err(error) => return Err(error.into()),
-    };
+    // A damaged copy is not written over: it would count in quorums without the versions that it held.
+    let old = stored::load(storage, &write.storage_key)?;
     let minted = match write.conflicts {
         Conflicts::Lww => mint_lww(minter, now, write, old),
         Conflicts::Siblings => mint_sibling(minter, now, write, old),
-    }?;
-    Ok(Minted { damaged, ..minted })
+    };
+    if minted.is_err() {
+        minter.forget_leases();
+    }
+    minted
 }
 
 fn expires_at(now: WallMs, ttl_ms: Option<u64>) -> Option<WallMs> {
@@ -165,7 +173,7 @@ fn finish(
 ) -> Minted {
     let bytes = codec::encode_record(record);
     batch.put(write.storage_key.clone(), stored::encode(&write.storage_key, line, &bytes));
-    Minted { batch, record: bytes.into(), stamp, dot, versions: record.versions(), damaged: false }
+    Minted { batch, record: bytes.into(), stamp, dot, versions: record.versions() }
 }
 
 fn mint_lww(
@@ -176,7 +184,7 @@ fn mint_lww(
 ) -> Result<Minted, MintError> {
     let mut batch = Batch::new();
     let floor = old.map_or(Stamp::default(), |old| old.record.stamp()).max(write.above);
-    let stamp = minter.stamp(now, floor, &mut batch);
+    let stamp = minter.stamp(now, floor, &mut batch)?;
     let record = Record::Lww(LwwVersion {
         stamp,
         node: minter.node,
@@ -201,7 +209,7 @@ fn mint_sibling(
     let line = next_line(minter, line, &record.context(), &past, &mut batch);
     let actor = Actor { node: minter.node, incarnation: line.incarnation, birth: line.birth };
     let dot = Dot { actor, counter: line.counter };
-    let stamp = minter.stamp(now, record.stamp().max(write.above), &mut batch);
+    let stamp = minter.stamp(now, record.stamp().max(write.above), &mut batch)?;
     let before = record.versions();
     let sibling = Sibling {
         dot,

@@ -123,6 +123,9 @@ pub struct ClusterMap {
     pub next_keyspace: KeyspaceId,
     /// Nodes that may never return.
     pub banned: BTreeSet<NodeId>,
+    /// Chosen at random by whoever proposed this version: tells two equal changes made at once apart, so that
+    /// the loser knows. 0 in version 1.
+    pub proposal: u64,
 }
 
 /// What a new keyspace should be; what is left out has a default.
@@ -202,6 +205,7 @@ impl ClusterMap {
             keyspaces: Vec::new(),
             next_keyspace: KeyspaceId(1),
             banned: BTreeSet::new(),
+            proposal: 0,
         };
         let default = NewKeyspace::with_defaults(DEFAULT_KEYSPACE, Conflicts::Lww);
         map.keyspaces.push(default.resolve(KeyspaceId(1), count)?);

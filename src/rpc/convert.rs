@@ -22,6 +22,8 @@ use crate::version::record::{Live, Payload};
 
 /// The keyspace of a request that names none.
 pub const DEFAULT_KEYSPACE: &str = "default";
+/// How much earlier than gRPC's own deadline a request ends, at the most.
+const ANSWER_MARGIN: Duration = Duration::from_millis(50);
 const FAILURE_TYPE: &str = "type.googleapis.com/quoral.v1.Failure";
 const RETRY_TYPE: &str = "type.googleapis.com/google.rpc.RetryInfo";
 
@@ -67,6 +69,8 @@ fn unbuilt(sloppy: Option<bool>, request_id: &[u8]) -> Result<(), Failure> {
 fn timeout(timeout_ms: u64, metadata: &MetadataMap) -> Duration {
     let asked = (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms));
     let of_grpc = metadata.get("grpc-timeout").and_then(|text| parse_grpc_timeout(text.to_str().ok()?));
+    // gRPC's own timer ends the call without a word on what was applied: the answer must be out before it.
+    let of_grpc = of_grpc.map(|t| t - (t / 10).min(ANSWER_MARGIN));
     let shortest = asked.into_iter().chain(of_grpc).min();
     shortest.unwrap_or(limits::TIMEOUT_DEFAULT).min(limits::TIMEOUT_MAX)
 }
@@ -393,7 +397,11 @@ mod tests {
         let mut metadata = MetadataMap::new();
         assert_eq!(timeout(0, &metadata), limits::TIMEOUT_DEFAULT);
         metadata.insert("grpc-timeout", "100m".parse().expect("ascii"));
-        assert_eq!(timeout(0, &metadata), Duration::from_millis(100));
+        assert_eq!(
+            timeout(0, &metadata),
+            Duration::from_millis(90),
+            "the answer comes before gRPC's own end"
+        );
         assert_eq!(timeout(50, &metadata), Duration::from_millis(50));
         metadata.insert("grpc-timeout", "10H".parse().expect("ascii"));
         assert_eq!(timeout(0, &metadata), limits::TIMEOUT_MAX);

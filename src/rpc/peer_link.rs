@@ -198,6 +198,10 @@ impl PeerLink {
     ) -> LinkError {
         let result = self.serve(channel, hello, preamble, queue, up, observe).await;
         self.fail_all();
+        // What was queued has been told `Lost`; it would hold memory until the next connection.
+        if let Ok(mut receiver) = queue.receiver.try_lock() {
+            while receiver.try_recv().is_ok() {}
+        }
         result.err().unwrap_or_else(|| LinkError::Broken("the peer closed the stream".into()))
     }
 

@@ -93,9 +93,22 @@ impl Hlc {
         self.last
     }
 
-    /// Issues a stamp above all that were issued or observed, and above `floor`.
-    pub fn issue(&mut self, now: WallMs, floor: Stamp) -> Issued {
+    /// Issues a stamp above all that were issued or observed, and above `floor`: the stamp of one key's version,
+    /// which is refused if it is too far ahead. Else one key with a stamp from a clock that once jumped would
+    /// pull this clock, and with it the stamps of all keys, as far ahead.
+    pub fn issue(&mut self, now: WallMs, floor: Stamp) -> Result<Issued, TooFarAhead> {
         let stamp = Stamp::at(now).max(self.last.next()).max(floor.next());
+        self.check(now, stamp)?;
+        Ok(self.take(stamp))
+    }
+
+    /// Forgets how far the durable bound is: what should have stored it was not written. The next stamp comes
+    /// with a new bound.
+    pub fn forget_bound(&mut self) {
+        self.bound = self.last;
+    }
+
+    fn take(&mut self, stamp: Stamp) -> Issued {
         self.last = stamp;
         if stamp < self.bound {
             return Issued { stamp, new_bound: None };
@@ -135,11 +148,14 @@ mod tests {
     #[test]
     fn stamps_follow_the_wall_clock_and_never_repeat() {
         let mut c = clock(Stamp(0));
-        let a = c.issue(WallMs(1_000), Stamp(0)).stamp;
-        let b = c.issue(WallMs(1_000), Stamp(0)).stamp;
+        let a = c.issue(WallMs(1_000), Stamp(0)).expect("not ahead").stamp;
+        let b = c.issue(WallMs(1_000), Stamp(0)).expect("not ahead").stamp;
         assert_eq!(a, Stamp::at(WallMs(1_000)));
         assert_eq!(b, a.next());
-        assert!(c.issue(WallMs(900), Stamp(0)).stamp > b, "a clock that steps back does not");
+        assert!(
+            c.issue(WallMs(900), Stamp(0)).expect("not ahead").stamp > b,
+            "a clock that steps back does not"
+        );
     }
 
     /// F13: over a restart the clock starts above everything that it issued, whatever the wall clock says.
@@ -149,13 +165,16 @@ mod tests {
         let mut durable = Stamp(0);
         let mut last = Stamp(0);
         for ms in [1_000, 1_001, 1_150, 1_199, 1_200, 1_500] {
-            let issued = c.issue(WallMs(ms), Stamp(0));
+            let issued = c.issue(WallMs(ms), Stamp(0)).expect("not ahead");
             durable = issued.new_bound.unwrap_or(durable);
             last = issued.stamp;
             assert!(last < durable);
         }
         let mut again = clock(durable);
-        assert!(again.issue(WallMs(1), Stamp(0)).stamp > last);
+        assert!(
+            again.issue(WallMs(1_490), Stamp(0)).expect("not ahead").stamp > last,
+            "the clock stepped back"
+        );
     }
 
     /// F17: a stamp far in the future is refused and does not move the clock.
@@ -165,9 +184,18 @@ mod tests {
         let far = Stamp::at(WallMs(10_000_000));
         let refused = c.observe(WallMs(1_000), far).expect_err("far ahead");
         assert_eq!(refused.limit_ms, 500);
-        assert!(c.issue(WallMs(1_000), Stamp(0)).stamp < far);
+        assert!(c.issue(WallMs(1_000), Stamp(0)).expect("not ahead").stamp < far);
         assert!(c.observe(WallMs(1_000), Stamp::at(WallMs(1_500))).is_ok());
         assert!(c.observe(WallMs(1_000), Stamp::at(WallMs(1_501))).is_err());
+    }
+
+    /// F17: one key's stamp from the far future is refused, and does not pull the clock along.
+    #[test]
+    fn f17_a_floor_far_ahead_is_refused_and_moves_nothing() {
+        let mut c = clock(Stamp(0));
+        let far = Stamp::at(WallMs(10_000_000));
+        assert_eq!(c.issue(WallMs(1_000), far).expect_err("far ahead").limit_ms, 500);
+        assert_eq!(c.issue(WallMs(1_000), Stamp(0)).expect("not ahead").stamp, Stamp::at(WallMs(1_000)));
     }
 
     proptest! {
@@ -180,7 +208,7 @@ mod tests {
                 if wall % 3 == 0 {
                     let _ = c.observe(WallMs(wall), Stamp::at(WallMs(wall + 300)));
                 }
-                let issued = c.issue(WallMs(wall), Stamp(0));
+                let Ok(issued) = c.issue(WallMs(wall), Stamp(0)) else { continue };
                 bound = issued.new_bound.unwrap_or(bound);
                 prop_assert!(Some(issued.stamp) > last);
                 prop_assert!(issued.stamp < bound);

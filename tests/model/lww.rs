@@ -117,7 +117,8 @@ impl Cluster {
         let Put { me, round, .. } = self.puts[put];
         let node = &mut self.nodes[me];
         let floor = node.order().map_or(above, |(stamp, _)| stamp.max(above));
-        let order = (node.clock.issue(WallMs(reading), floor).stamp, NodeId(me as u64));
+        let order =
+            (node.clock.issue(WallMs(reading), floor).expect("the clocks are near").stamp, NodeId(me as u64));
         node.merge(&record_of(order));
         let others = (0..self.setup.nodes).filter(|to| *to != me);
         let put = &mut self.puts[put];

@@ -97,6 +97,7 @@ async fn an_emptied_directory_is_refused_by_a_cluster_that_starts() {
     assert_dies_saying(&mut cluster.nodes[1], &["refused by node", "disk is lost"]);
     for at in [0, 2] {
         cluster.nodes[at].wait_ready();
+        client::wait_for_all(&[cluster.nodes[at].client], 2).await;
         let answer = kv(cluster.nodes[at].client).get(get_r("k", 2)).await.expect("two are there");
         assert_eq!(client::values(answer.get_ref()), ["v"]);
     }
