@@ -354,7 +354,7 @@ mod tests {
         for _ in 0..SIBLINGS_MAX {
             mint_and_write(&storage, &mut m, &blind);
         }
-        let refused = mint(&storage, &mut m, WallMs(1), &blind).expect_err("one too many");
+        let refused = mint(&storage, &mut m, WallMs(1_000), &blind).expect_err("one too many");
         assert_eq!(refused, MintError::TooManySiblings(SIBLINGS_MAX));
         let all = stored::load(&storage, &blind.storage_key).expect("readable").expect("there");
         let resolved = mint_and_write(&storage, &mut m, &write(Conflicts::Siblings, all.record.context()));

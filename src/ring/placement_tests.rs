@@ -317,16 +317,11 @@ fn many_partitions_move_the_least() {
 }
 
 #[test]
-#[ignore = "timing, for a release build: seconds"]
-fn large_clusters_are_placed_in_seconds() {
+#[ignore = "seconds in a release build, minutes in a debug build"]
+fn large_clusters_are_placed_well() {
     for (count, m) in [(65_536, 10), (65_536, 3), (1_024, 100)] {
         let nodes = wanted(&(1..=m).map(|id| (id, 1, (id % 4) as u16)).collect::<Vec<_>>());
-        #[allow(clippy::disallowed_methods)]
-        let start = std::time::Instant::now();
         let placement = place(None, &nodes, q(count), m.min(15) as u8).expect("placed");
-        let took = start.elapsed();
         assert_good(&placement, &nodes, q(count), m.min(15) as usize);
-        println!("{count} partitions, {m} nodes: {took:?}");
-        assert!(took.as_secs() < 60, "{took:?}");
     }
 }
