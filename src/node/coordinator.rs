@@ -58,14 +58,20 @@ pub struct Coordinator {
     pub requests_limit: usize,
     /// Requests under way.
     pub under_way: AtomicUsize,
+    /// Bytes of values that they write.
+    pub bytes_under_way: AtomicUsize,
 }
 
-/// One request under way; counted until it is dropped.
-pub struct Admitted<'a>(&'a AtomicUsize);
+/// One request under way; counted, with the bytes that it writes, until it is dropped.
+pub struct Admitted<'a> {
+    by: &'a Coordinator,
+    bytes: usize,
+}
 
 impl Drop for Admitted<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        self.by.under_way.fetch_sub(1, Ordering::AcqRel);
+        self.by.bytes_under_way.fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }
 
@@ -91,8 +97,9 @@ enum Sent {
 }
 
 impl Coordinator {
-    /// Counts a request in, or says why it is not taken.
-    pub fn admit(&self) -> Result<Admitted<'_>, Failure> {
+    /// Counts a request in that writes a value of `bytes`, or says why it is not taken. A value larger than all
+    /// that may be under way is taken when it is alone.
+    pub fn admit(&self, bytes: usize) -> Result<Admitted<'_>, Failure> {
         match &*self.serving.borrow() {
             Serving::Ready => {}
             Serving::Starting(why) => {
@@ -100,8 +107,12 @@ impl Coordinator {
             }
             Serving::Draining => return Err(Failure::early(Cause::NotServing("stopping".into()))),
         }
-        let admitted = Admitted(&self.under_way);
-        if self.under_way.fetch_add(1, Ordering::AcqRel) >= self.requests_limit {
+        let admitted = Admitted { by: self, bytes };
+        let requests = self.under_way.fetch_add(1, Ordering::AcqRel);
+        let before = self.bytes_under_way.fetch_add(bytes, Ordering::AcqRel);
+        let too_large =
+            bytes > 0 && before > 0 && before.saturating_add(bytes) > limits::REQUEST_BYTES_IN_FLIGHT;
+        if requests >= self.requests_limit || too_large {
             drop(admitted);
             return Err(Failure::early(Cause::Overloaded(limits::RETRY_DELAY)));
         }
@@ -129,7 +140,7 @@ impl Coordinator {
     pub fn count<T>(&self, verb: Verb, began: crate::types::time::Mono, result: &Result<T, Failure>) {
         let outcome = match result {
             Ok(_) => Outcome::Ok,
-            Err(failure) => match failure.cause {
+            Err(failure) => match failure.cause.kind() {
                 Cause::Invalid(_) | Cause::UnknownKeyspace(_) => Outcome::Invalid,
                 Cause::Unavailable | Cause::NotServing(_) => Outcome::Unavailable,
                 Cause::TooFewAcks => Outcome::TooFewAcks,
@@ -153,7 +164,8 @@ impl Coordinator {
         }
         let now = self.driver.clock.wall();
         self.check_clock(now, seen.stamp)?;
-        let homes = route.homes.iter().map(|node| (*node, self.is_reachable(*node))).collect();
+        let homes: Vec<_> = route.homes.iter().map(|node| (*node, self.is_reachable(*node))).collect();
+        self.check_room(&homes, w)?;
         let plan = put::Plan {
             me: self.driver.me,
             homes,
@@ -185,6 +197,18 @@ impl Coordinator {
             acks: done.done.acks,
             stamp: done.minted.stamp.0,
         })
+    }
+
+    /// Refuses a write that would find the links to too many replicas full: then nothing is stored.
+    fn check_room(&self, homes: &[(NodeId, bool)], w: u8) -> Result<(), Failure> {
+        let me = self.driver.me;
+        let full = |node: NodeId| node != me && self.driver.links.up(node).is_some_and(|link| link.is_full());
+        let reachable = homes.iter().filter(|(_, reachable)| *reachable).count();
+        let with_room = homes.iter().filter(|(node, reachable)| *reachable && !full(*node)).count();
+        if reachable >= usize::from(w) && with_room < usize::from(w) {
+            return Err(Failure::early(Cause::Overloaded(limits::RETRY_DELAY)));
+        }
+        Ok(())
     }
 
     /// A client's stamp that is far ahead is no stamp of this cluster's.
@@ -322,10 +346,7 @@ impl Coordinator {
             let answer = tokio::time::timeout(Duration::from_millis(share.max(1)), receive).await;
             match answer {
                 Ok(Ok(Ok(answer::Kind::Forwarded(proto::Forwarded { kind: Some(kind) })))) => match kind {
-                    forwarded::Kind::Failed(failed) => {
-                        let field = |message: &str| Invalid::new("request", message);
-                        return Err(convert::failure_of_forward(failed, field));
-                    }
+                    forwarded::Kind::Failed(failed) => return Err(convert::failure_of_forward(failed)),
                     kind => return Ok(Sent::Answered(kind)),
                 },
                 Ok(Ok(Ok(answer::Kind::Refused(_)))) => {}

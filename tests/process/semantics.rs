@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quoral::rpc::proto::{self, cluster_client::ClusterClient};
+use quoral::types::limits::{REQUEST_BYTES_IN_FLIGHT, VALUE_BYTES_DEFAULT};
 use rustix::process::Signal;
 use tonic::Code;
+use tonic_types::StatusExt as _;
 
 use crate::client::{self, Kv, bytes, get, get_r, kv, put};
 use crate::cluster::{Cluster, alone};
@@ -468,5 +470,41 @@ async fn a_scan_of_the_keyspace_gives_every_key_once() {
     cluster.nodes[2].start();
     cluster.nodes[2].wait_ready();
     check("after its return", scan(&kvs[2], proto::ScanRequest::default()).await);
+    cluster.check();
+}
+
+/// More bytes at once than a node may hold: what is over is refused at once and surely not applied (G9).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_over_the_bytes_in_flight_are_refused() {
+    let _alone = alone();
+    let mut cluster = Cluster::start(3);
+    let value = vec![7; VALUE_BYTES_DEFAULT];
+    let fit = REQUEST_BYTES_IN_FLIGHT / VALUE_BYTES_DEFAULT;
+    // With both others stopped no put can be acknowledged, so they pile up.
+    for node in &cluster.nodes[1..] {
+        node.signal(Signal::STOP);
+    }
+    let kv = kv(cluster.nodes[0].client);
+    let results = client::for_each((0..fit + 32).collect(), fit + 32, |number| {
+        let (mut kv, value) = (kv.clone(), value.clone());
+        async move {
+            let put = proto::PutRequest { timeout_ms: 8_000, ..put(format!("large {number}"), value) };
+            (Instant::now(), kv.put(put).await.map(drop), Instant::now())
+        }
+    })
+    .await;
+    for node in &cluster.nodes[1..] {
+        node.signal(Signal::CONT);
+    }
+    let is_refused = |status: &tonic::Status| status.code() == Code::ResourceExhausted;
+    let refused: Vec<_> =
+        results.iter().filter_map(|(_, r, _)| r.as_ref().err().filter(|s| is_refused(s))).collect();
+    assert!(!refused.is_empty() && refused.len() <= 48, "{} refused", refused.len());
+    for status in refused {
+        assert!(client::surely_not_applied(status), "{status:?}");
+        assert!(status.get_details_retry_info().is_some(), "{status:?}");
+    }
+    // And the node is none the worse.
+    client::wait_for_all(&cluster.all_clients(), 3).await;
     cluster.check();
 }

@@ -1,5 +1,6 @@
 //! Scenarios by hand.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use quoral::types::policy::Conflicts;
@@ -96,6 +97,32 @@ fn links_recover_soon_after_a_repair() {
         assert!(took <= RECOVERY_MS, "cut for {cut_ms} ms: recovered in {took} ms");
         assert_eq!(cluster.leaks(), Vec::<String>::new());
     }
+}
+
+/// A wall clock that jumps by hours, either way, takes nobody out: every request is answered, in order.
+#[test]
+fn a_clock_that_jumps_takes_its_node_not_out() {
+    const HOUR: u64 = 3_600_000;
+    let weather = Weather { latency_min: 1, latency_max: 20, random_order: false };
+    let mut cluster = Cluster::new(3, &[10 * HOUR, 10 * HOUR + 100, 10 * HOUR], weather);
+    cluster.until_ready(10_000);
+    for (phase, offset) in [10 * HOUR, 13 * HOUR, 10 * HOUR, 2 * HOUR, 13 * HOUR].into_iter().enumerate() {
+        cluster.hosts[0].offset.store(offset, Ordering::Relaxed);
+        let names: Vec<String> = cluster.hosts.iter().map(|host| host.name.clone()).collect();
+        let recorder = cluster.recorder.clone();
+        cluster.client(&format!("client{phase}"), async move {
+            let mut client = Client::new(phase, &names, Duration::from_millis(200), recorder);
+            for turn in 0..30_usize {
+                let conflicts = [Conflicts::Lww, Conflicts::Siblings][turn / 15];
+                let key = format!("k{}", turn % 2);
+                let ask = Ask { node: turn % 3, conflicts, key, timeout_ms: 500, level: None };
+                assert!(client.put(&ask).await, "phase {phase}, turn {turn}");
+                assert!(client.get(&Ask { node: (turn + 1) % 3, ..ask }).await, "phase {phase}, turn {turn}");
+            }
+        });
+        cluster.run_clients();
+    }
+    assert_eq!(check(&cluster.recorder.ops()), Vec::<String>::new());
 }
 
 /// The scenario of three hosts, one seed, and the same trace twice.
