@@ -56,6 +56,8 @@ pub struct Coordinator {
     pub value_limit: usize,
     /// Most requests under way.
     pub requests_limit: usize,
+    /// Most bytes that those under way may write.
+    pub bytes_limit: usize,
     /// Requests under way.
     pub under_way: AtomicUsize,
     /// Bytes of values that they write.
@@ -110,8 +112,7 @@ impl Coordinator {
         let admitted = Admitted { by: self, bytes };
         let requests = self.under_way.fetch_add(1, Ordering::AcqRel);
         let before = self.bytes_under_way.fetch_add(bytes, Ordering::AcqRel);
-        let too_large =
-            bytes > 0 && before > 0 && before.saturating_add(bytes) > limits::REQUEST_BYTES_IN_FLIGHT;
+        let too_large = bytes > 0 && before > 0 && before.saturating_add(bytes) > self.bytes_limit;
         if requests >= self.requests_limit || too_large {
             drop(admitted);
             return Err(Failure::early(Cause::Overloaded(limits::RETRY_DELAY)));

@@ -212,6 +212,7 @@ impl Node {
             serving: serving_seen.clone(),
             value_limit: config.limits.value_bytes,
             requests_limit: config.limits.requests_in_flight,
+            bytes_limit: config.limits.bytes_in_flight,
             under_way: AtomicUsize::new(0),
             bytes_under_way: AtomicUsize::new(0),
         });
