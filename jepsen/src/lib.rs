@@ -5,3 +5,6 @@
 pub mod checker;
 pub mod edn;
 pub mod history;
+
+pub mod report;
+pub mod serve;
