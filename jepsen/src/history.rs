@@ -6,10 +6,31 @@
 //! a new number). An invocation without a completion counts as `info`.
 //!
 //! Times are nanoseconds since the beginning of the run, by the one monotonic clock of the runner.
+//!
+//! # What operations look like
+//!
+//! A client's value is `[k v]`, in both its events. What checkers know:
+//!
+//! - register: `:write [k v]` (`v` unique for the key), `:delete [k nil]`, `:read [k v-or-nil]`. With
+//!   `:stamp`, the stamp of the version written or read; 0 if a read found that nothing was ever there.
+//! - set: `:add [k v]`, `:read [k [v ...]]`.
+//! - counter: `:add [k delta]`, `:read [k n]`.
+//! - append: `:append [k v]` and `:delete [k nil]` with `:covers [v ...]`, the values that their context had
+//!   seen; `:read [k [v ...]]`, the siblings.
+//! - `:client n` names the client across its process numbers. `:final true` marks the reads after the end, and
+//!   `:replica "n1"` one that a single replica answered, which promises less than a client's read.
+//!
+//! The nemesis' `:f` is `:start-NAME` and `:stop-NAME`, or `NAME` for what lasts no time.
 
 use std::collections::BTreeMap;
 
 use crate::edn::Edn;
+
+mod pairs;
+mod text;
+
+pub use pairs::{Broken, Period};
+pub use text::ParseError;
 
 /// Who did it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -84,4 +105,31 @@ pub struct Operation {
 pub struct History {
     /// In order of time and index.
     pub events: Vec<Event>,
+}
+
+impl Event {
+    /// The key and the second half of a client's value, if it is `[k v]`.
+    pub fn keyed(&self) -> Option<(u64, &Edn)> {
+        match self.value.as_list()? {
+            [key, value] => Some((u64::try_from(key.as_int()?).ok()?, value)),
+            _ => None,
+        }
+    }
+}
+
+impl Operation {
+    /// An extra field that is a whole number.
+    pub fn number(&self, field: &str) -> Option<i64> {
+        self.extra.get(field)?.as_int()
+    }
+
+    /// Whether an extra field is there and `true`.
+    pub fn flag(&self, field: &str) -> bool {
+        self.extra.get(field) == Some(&Edn::Bool(true))
+    }
+
+    /// Whether it took effect, or may have.
+    pub fn may_have_happened(&self) -> bool {
+        self.outcome != Kind::Fail
+    }
 }
