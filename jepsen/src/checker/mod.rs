@@ -28,7 +28,7 @@ use crate::history::History;
 
 mod availability;
 //NOTYET pub mod canary;
-//NOTYET mod causal;
+mod causal;
 mod compose;
 mod convergence;
 mod counter;
@@ -39,7 +39,7 @@ mod nowhere;
 mod register;
 mod register_atomic;
 mod register_regular;
-//NOTYET mod set_full;
+mod set_full;
 mod stale;
 mod stamps;
 mod value;
@@ -52,7 +52,7 @@ mod brute {}
 mod speed {}
 
 pub use availability::Availability;
-//NOTYET pub use causal::Causal;
+pub use causal::Causal;
 pub use compose::Compose;
 pub use convergence::Convergence;
 pub use counter::Counter;
@@ -61,7 +61,7 @@ pub use monotonic::Monotonic;
 pub use nowhere::NeverFromNowhere;
 pub use register_atomic::RegisterAtomic;
 pub use register_regular::RegisterRegular;
-//NOTYET pub use set_full::SetFull;
+pub use set_full::SetFull;
 pub use stale::Stale;
 pub use stamps::Stamps;
 
