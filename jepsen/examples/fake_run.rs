@@ -26,18 +26,18 @@ impl Dice {
 const FAULTS: [(f64, &str, &str); 14] = [
     (0.10, "start-partition", "halves"),
     (0.22, "stop-partition", ""),
-    (0.30, "kill", "n2"),
-    (0.36, "restart", "n2"),
+    (0.30, "start-kill", "n2"),
+    (0.36, "stop-kill", "n2"),
     (0.42, "start-partition", "isolate n1"),
-    (0.47, "pause", "n4"),
-    (0.53, "resume", "n4"),
+    (0.47, "start-pause", "n4"),
+    (0.53, "stop-pause", "n4"),
     (0.58, "stop-partition", ""),
-    (0.66, "kill", "n1 n2 n3 n4 n5"),
-    (0.69, "restart", "n1 n2 n3 n4 n5"),
+    (0.66, "start-kill", "n1 n2 n3 n4 n5"),
+    (0.69, "stop-kill", "n1 n2 n3 n4 n5"),
     (0.78, "start-partition", "ring"),
     (0.88, "stop-partition", ""),
-    (0.92, "pause", "n3"),
-    (0.95, "resume", "n3"),
+    (0.92, "start-pause", "n3"),
+    (0.95, "stop-pause", "n3"),
 ];
 
 /// How bad it is at a part of the run, from 0 to 1.
@@ -125,6 +125,7 @@ fn anomaly(history: &History) -> Option<Anomaly> {
         .filter(same)
         .rfind(|e| matches!(&e.value, Edn::Vector(p) if p[0] == pair[0]))?;
     let text = format!("a read returned {value:?}, older than a write that had ended");
+    let text = text.replace("Int(", "").replace(')', "");
     Some(Anomaly { text, key: u64::try_from(*key).ok(), events: vec![write.index, read.index] })
 }
 
