@@ -1,4 +1,5 @@
-//! Writes made-up runs into a store, to look at the reports: `fake_run <store> [operations]`.
+//! Writes made-up runs into a store, to look at the reports: `fake_run [store] [operations] [address]`. With an
+//! address it shows them there until it is stopped.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -114,8 +115,11 @@ fn history(operations: u64, seconds: f64, dice: &mut Dice) -> History {
 
 /// An anomaly made up from a read and the write before it of the same key.
 fn anomaly(history: &History) -> Option<Anomaly> {
-    let read =
-        history.events.iter().filter(|e| e.kind == Kind::Ok && e.f == "read" && e.index > 700).nth(5)?;
+    let read = history
+        .events
+        .iter()
+        .filter(|e| e.kind == Kind::Ok && e.f == "read" && e.index as usize > history.events.len() * 3 / 4)
+        .nth(5)?;
     let Edn::Vector(pair) = &read.value else { return None };
     let [Edn::Int(key), value] = pair.as_slice() else { return None };
     let same = |e: &&Event| e.kind == Kind::Ok && e.f == "write" && e.index < read.index;
@@ -164,5 +168,7 @@ fn main() -> std::io::Result<()> {
         run.write(&outcome)?;
         println!("{}", run.summary(&outcome));
     }
-    Run::create(Path::new(store), "counter", UNIX_EPOCH + Duration::from_secs(1_772_000_900)).map(drop)
+    drop(Run::create(Path::new(store), "counter", UNIX_EPOCH + Duration::from_secs(1_772_000_900))?);
+    let Some(address) = arguments.get(3).and_then(|address| address.parse().ok()) else { return Ok(()) };
+    tokio::runtime::Runtime::new()?.block_on(quoral_jepsen::serve::serve(store.into(), address))
 }
