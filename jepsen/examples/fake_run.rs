@@ -1,4 +1,5 @@
-//! Writes made-up runs into a store, to look at the reports: `fake_run <store> [operations]`.
+//! Writes made-up runs into a store, to look at the reports: `fake_run [store] [operations] [address]`. With an
+//! address it shows them there until it is stopped.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -26,18 +27,18 @@ impl Dice {
 const FAULTS: [(f64, &str, &str); 14] = [
     (0.10, "start-partition", "halves"),
     (0.22, "stop-partition", ""),
-    (0.30, "kill", "n2"),
-    (0.36, "restart", "n2"),
+    (0.30, "start-kill", "n2"),
+    (0.36, "stop-kill", "n2"),
     (0.42, "start-partition", "isolate n1"),
-    (0.47, "pause", "n4"),
-    (0.53, "resume", "n4"),
+    (0.47, "start-pause", "n4"),
+    (0.53, "stop-pause", "n4"),
     (0.58, "stop-partition", ""),
-    (0.66, "kill", "n1 n2 n3 n4 n5"),
-    (0.69, "restart", "n1 n2 n3 n4 n5"),
+    (0.66, "start-kill", "n1 n2 n3 n4 n5"),
+    (0.69, "stop-kill", "n1 n2 n3 n4 n5"),
     (0.78, "start-partition", "ring"),
     (0.88, "stop-partition", ""),
-    (0.92, "pause", "n3"),
-    (0.95, "resume", "n3"),
+    (0.92, "start-pause", "n3"),
+    (0.95, "stop-pause", "n3"),
 ];
 
 /// How bad it is at a part of the run, from 0 to 1.
@@ -114,8 +115,11 @@ fn history(operations: u64, seconds: f64, dice: &mut Dice) -> History {
 
 /// An anomaly made up from a read and the write before it of the same key.
 fn anomaly(history: &History) -> Option<Anomaly> {
-    let read =
-        history.events.iter().filter(|e| e.kind == Kind::Ok && e.f == "read" && e.index > 700).nth(5)?;
+    let read = history
+        .events
+        .iter()
+        .filter(|e| e.kind == Kind::Ok && e.f == "read" && e.index as usize > history.events.len() * 3 / 4)
+        .nth(5)?;
     let Edn::Vector(pair) = &read.value else { return None };
     let [Edn::Int(key), value] = pair.as_slice() else { return None };
     let same = |e: &&Event| e.kind == Kind::Ok && e.f == "write" && e.index < read.index;
@@ -125,6 +129,7 @@ fn anomaly(history: &History) -> Option<Anomaly> {
         .filter(same)
         .rfind(|e| matches!(&e.value, Edn::Vector(p) if p[0] == pair[0]))?;
     let text = format!("a read returned {value:?}, older than a write that had ended");
+    let text = text.replace("Int(", "").replace(')', "");
     Some(Anomaly { text, key: u64::try_from(*key).ok(), events: vec![write.index, read.index] })
 }
 
@@ -163,5 +168,7 @@ fn main() -> std::io::Result<()> {
         run.write(&outcome)?;
         println!("{}", run.summary(&outcome));
     }
-    Run::create(Path::new(store), "counter", UNIX_EPOCH + Duration::from_secs(1_772_000_900)).map(drop)
+    drop(Run::create(Path::new(store), "counter", UNIX_EPOCH + Duration::from_secs(1_772_000_900))?);
+    let Some(address) = arguments.get(3).and_then(|address| address.parse().ok()) else { return Ok(()) };
+    tokio::runtime::Runtime::new()?.block_on(quoral_jepsen::serve::serve(store.into(), address))
 }

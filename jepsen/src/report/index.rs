@@ -96,7 +96,7 @@ fn row(run: &Found, out: &mut String) {
         format!("{}-{}-{} <b>{}:{}:{}</b>", &w[..4], &w[4..6], &w[6..8], &w[9..11], &w[11..13], &w[13..15]);
     let _ = write!(
         out,
-        "<tr><td class=\"t\"><a href=\"{base}/\">{time}</a></td><td><b>{}</b><small>seed {}</small></td><td>",
+        "<tr><td class=\"t\"><a href=\"{base}/\">{time}</a></td><td><b>{}</b><small>{}</small></td><td>",
         escape(&run.workload),
         escape(&run.seed)
     );
@@ -204,7 +204,7 @@ fn read(dir: &Path, workload: String, when: String, current: bool) -> Found {
         ops: int(get(stats, "count")),
         ok: int(get(stats, "ok-count")).unwrap_or(0),
         seconds: int(get(test, "time-limit")),
-        seed: get(test, "seed").map_or("?".into(), words),
+        seed: get(test, "seed").map_or(String::new(), |seed| format!("seed {}", words(seed))),
         current,
         files,
     }

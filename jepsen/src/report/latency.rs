@@ -170,7 +170,7 @@ fn legend(view: &View, sheet: &mut Sheet, drawn: usize, total: usize) {
 pub fn thumbnail(view: &View) -> String {
     let (width, height) = (220.0, 64.0);
     let drawn = sample(points(view), THUMBNAIL_POINTS_MAX);
-    let x = Scale::linear(0.0, view.seconds(), 2.0, width - 2.0);
+    let x = Scale::linear(0.0, view.span(), 2.0, width - 2.0);
     let y = y_scale(&drawn, 3.0, height - 3.0);
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" \

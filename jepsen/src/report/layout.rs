@@ -10,11 +10,11 @@ use crate::history::Kind;
 /// The width of a sheet.
 pub const WIDTH: f64 = 1040.0;
 /// Where panels begin.
-pub const LEFT: f64 = 72.0;
+pub const LEFT: f64 = 84.0;
 /// Where panels end, and the legend begins.
 pub const RIGHT: f64 = 868.0;
 const LANES: f64 = 72.0;
-const LANE: f64 = 15.0;
+const LANE: f64 = 17.0;
 
 const STYLE: &str = "
 text { font-family: system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif; font-size: 12px; fill: #3d4852 }
@@ -49,7 +49,7 @@ impl<'a> Sheet<'a> {
         let lanes = if view.faults.is_empty() { 0.0 } else { view.faults.len() as f64 * LANE + 8.0 };
         let top = LANES + lanes;
         let whole = top + height + 48.0;
-        let x = Scale::linear(0.0, view.seconds(), LEFT, RIGHT);
+        let x = Scale::linear(0.0, view.span(), LEFT, RIGHT);
         let mut sheet = Sheet { view, x, top, out: String::new() };
         let test = view.test;
         let _ = write!(
@@ -174,7 +174,7 @@ impl<'a> Sheet<'a> {
         let middle = (top + bottom) / 2.0;
         let _ = writeln!(
             self.out,
-            "<text class=\"sub\" text-anchor=\"middle\" transform=\"translate(18 {middle:.1}) rotate(-90)\">{}</text>",
+            "<text class=\"sub\" text-anchor=\"middle\" transform=\"translate(20 {middle:.1}) rotate(-90)\">{}</text>",
             escape(words)
         );
     }

@@ -9,8 +9,10 @@ pub const INFO: &str = "#f29100";
 /// The red of what surely did not happen.
 pub const FAIL: &str = "#d92f3a";
 /// The colours of faults: none of them blue, orange or red.
-pub const FAULTS: [&str; 8] =
-    ["#8e6bd8", "#2fa58a", "#b7793f", "#cf5aa6", "#7a8793", "#93a325", "#3aa6bf", "#5b5fc7"];
+pub const FAULTS: [&str; 12] = [
+    "#8e6bd8", "#2fa58a", "#b7793f", "#cf5aa6", "#7a8793", "#93a325", "#3aa6bf", "#5b5fc7", "#a85454",
+    "#4f8a3c", "#c9a227", "#44566b",
+];
 
 /// The text with what has a meaning in markup replaced, and control characters shown as `\u0007`.
 pub fn escape(text: &str) -> String {

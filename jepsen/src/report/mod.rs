@@ -7,7 +7,7 @@
 //! 1. `results.edn` is written last: a run without it was broken off, and the index says so.
 //! 2. Every word that came from outside (values, errors, names) is escaped before it gets into HTML or SVG.
 //! 3. One input gives the same bytes: no clock, no randomness, ordered maps.
-//! 4. Pictures are bounded: at most [`latency::POINTS_MAX`] points, about [`timeline::OPS_MAX`] boxes. What is
+//! 4. Pictures are bounded: at most [`latency::POINTS_MAX`] points, about [`plan::OPS_MAX`] boxes. What is
 //!    left out is said in the picture, and never an extreme nor an anomaly.
 //!
 //! The pages hold no script and load nothing from elsewhere: a store can be zipped and sent.
@@ -16,6 +16,7 @@ pub mod index;
 mod latency;
 mod layout;
 mod markup;
+mod plan;
 mod quantiles;
 mod rate;
 mod results;

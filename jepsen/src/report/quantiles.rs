@@ -12,8 +12,9 @@ use super::view::View;
 use crate::history::Kind;
 
 const HEIGHT: f64 = 300.0;
+/// Share, name, colour and width; the widest is pale, so that it shows where another lies upon it.
 const LINES: [(f64, &str, &str, f64); 4] = [
-    (1.0, "max", "#d92f3a", 1.2),
+    (1.0, "max", "#efb3b8", 4.5),
     (0.99, "p99", "#f29100", 1.6),
     (0.95, "p95", "#2fa58a", 1.6),
     (0.5, "p50", "#3b82d6", 2.2),
@@ -39,7 +40,7 @@ fn windows(view: &View, wide: f64) -> BTreeMap<u64, Vec<u64>> {
 
 /// The plot.
 pub fn svg(view: &View) -> String {
-    let wide = window(view.seconds());
+    let wide = window(view.seconds()).max(1.0);
     let windows = windows(view, wide);
     let mut sheet = Sheet::new(view, "latency quantiles", HEIGHT);
     let (top, bottom) = (sheet.top, sheet.top + HEIGHT);
@@ -67,13 +68,14 @@ pub fn svg(view: &View) -> String {
                 sheet.out,
                 "<path fill=\"none\" stroke=\"{color}\" stroke-width=\"{width}\" stroke-linejoin=\"round\" d=\"{line}\"/>\n\
                  <path fill=\"none\" stroke=\"{color}\" stroke-width=\"{}\" stroke-linecap=\"round\" d=\"{dots}\"/>",
-                width + 2.0
+                (width + 2.0).min(4.5)
             );
         }
         let (x, at) = (RIGHT + 16.0, top + 12.0 + i as f64 * 19.0);
         let _ = writeln!(
             sheet.out,
-            "<path stroke=\"{color}\" stroke-width=\"3\" d=\"M{x} {:.1}h14\"/>",
+            "<path stroke=\"{color}\" stroke-width=\"{}\" d=\"M{x} {:.1}h14\"/>",
+            width.max(3.0),
             at - 4.0
         );
         sheet.text(x + 22.0, at, "", "start", name);

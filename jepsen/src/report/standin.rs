@@ -1,10 +1,13 @@
-//! REMOVE AT THE MERGE: stand-ins for what `edn.rs` and `history.rs` will do (EDN's text and its reader, an
-//! event's line, the periods of the nemesis). Only what this room needs, no more.
+//! REMOVE AT THE MERGE: stand-ins for what `edn.rs` and `history.rs` do. Put in their place:
+//!
+//! - `edn_text(v)`: `v.to_string()`; `edn_parse(t)`: `Edn::parse(t).ok()`;
+//! - `event_line(e)`: `e.to_edn().to_string()`, and `text::history_edn(h)`: `h.to_edn()`;
+//! - `Period` and `periods(h)`: `history::Period` and `h.nemesis_periods()`.
 
 use std::fmt::Write;
 
 use crate::edn::Edn;
-use crate::history::{Event, History, Kind, Process};
+use crate::history::{Event, History, Process};
 
 /// A value's text. Stands in for `Display`.
 pub fn edn_text(value: &Edn) -> String {
@@ -152,32 +155,24 @@ pub struct Period {
     pub ended: u64,
 }
 
-/// What ends what, besides `start-x` and `stop-x`.
-const ENDS: [(&str, &str); 5] = [
-    ("restart", "kill"),
-    ("start", "kill"),
-    ("resume", "pause"),
-    ("heal", "partition"),
-    ("reset-clock", "clock"),
-];
-
-/// The times in which faults were at work. A fault that is neither begun nor ended by the rules is a moment.
+/// The times in which faults were at work: from `start-NAME` to `stop-NAME`, or a moment for a mere `NAME`.
 pub fn periods(history: &History) -> Vec<Period> {
     let end = history.events.iter().map(|event| event.time).max().unwrap_or(0);
     let mut found: Vec<(Period, bool)> = Vec::new();
     for event in history.events.iter().filter(|event| event.process == Process::Nemesis) {
-        debug_assert_ne!(event.kind, Kind::Invoke);
-        let f = event.f.as_str();
-        let stops = f.strip_prefix("stop-").or(ENDS.iter().find(|(e, _)| *e == f).map(|(_, name)| *name));
-        let name = stops.unwrap_or(f.strip_prefix("start-").unwrap_or(f));
-        let last = found.iter_mut().rev().find(|(period, _)| period.name == name);
-        match (stops, last) {
-            // Begun and done are two events: a second stop moves the end.
-            (Some(_), Some((period, open))) => (period.ended, *open) = (event.time, false),
-            (Some(_), None) | (None, Some((_, true))) => {}
-            (None, _) => {
-                found.push((Period { name: name.into(), began: event.time, ended: end }, true));
+        let period = |name: &str, ended| Period { name: name.into(), began: event.time, ended };
+        let last = |name: &str| found.iter().rposition(|(period, _)| period.name == name);
+        if let Some(name) = event.f.strip_prefix("start-") {
+            if !last(name).is_some_and(|at| found[at].1) {
+                found.push((period(name, end), true));
             }
+        } else if let Some(name) = event.f.strip_prefix("stop-") {
+            // Begun and done are two events: a second stop moves the end.
+            if let Some(at) = last(name) {
+                (found[at].0.ended, found[at].1) = (event.time, false);
+            }
+        } else {
+            found.push((period(&event.f, event.time), false));
         }
     }
     found.into_iter().map(|(period, _)| period).collect()

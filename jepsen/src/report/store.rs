@@ -42,6 +42,7 @@ impl Run {
         relink(&root.join(workload).join("latest"), Path::new(&run.when))?;
         relink(&root.join("latest"), &run.within())?;
         relink(&root.join("current"), &run.within())?;
+        index::write(root)?;
         Ok(run)
     }
 
@@ -83,6 +84,7 @@ impl Drop for Run {
         if fs::read_link(&current).is_ok_and(|target| target == self.within()) {
             // A link that stays is put right by the next run.
             let _ = fs::remove_file(current);
+            let _ = index::write(&self.root);
         }
     }
 }

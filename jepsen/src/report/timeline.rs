@@ -1,13 +1,13 @@
 //! `timeline.html`: who did what when. A column for each client, time runs down, an operation is a box.
 //!
 //! As in Jepsen's timeline a row is an event, not a stretch of time: what overlapped overlaps, and nothing is
-//! too short to be read. Unlike there, a process that goes on under a new number after an `info` stays in its
-//! column. Events of anomalies are marked and listed above. Long histories are cut; see [`select`].
+//! too short to be read. Events of anomalies are marked and listed above. Long histories are cut; see [`super::plan`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::markup::{duration, escape, grouped, short, verdict};
+use super::plan::{OPS_MAX, Plan, is_guilty};
 use super::standin::edn_text;
 use super::text;
 use super::view::{Op, View};
@@ -15,12 +15,6 @@ use crate::checker::{Anomaly, Valid};
 use crate::edn::Edn;
 use crate::history::{Event, Kind};
 
-/// How many operations are shown from the beginning on.
-pub const OPS_MAX: usize = 10_000;
-/// How many more may be shown for the anomalies' sake.
-const NEAR_MAX: usize = 4_000;
-/// How many operations before and after each one of an anomaly.
-const NEAR: usize = 25;
 const ANOMALIES_MAX: usize = 50;
 /// The height of a row, and the width of a column with its gutter, in pixels.
 const ROW: usize = 17;
@@ -28,126 +22,26 @@ const COLUMN: usize = 128;
 /// A time is written in the margin every so many rows.
 const MARGIN_EVERY: usize = 10;
 
-/// Where things are drawn.
-struct Plan {
-    /// Positions of the operations that are shown.
-    shown: BTreeSet<usize>,
-    /// The column of each operation, from 0.
-    columns: Vec<usize>,
-    width: usize,
-    /// Each drawn event's row, by index.
-    rows: BTreeMap<u64, usize>,
-    /// The time at each row.
-    times: Vec<u64>,
-    /// Rows at which operations were left out, and how many.
-    gaps: Vec<(usize, usize)>,
-}
-
-/// The operations to show: the first, those of anomalies, and what surrounds these while there is room.
-fn select(ops: &[Op], guilty: &BTreeSet<u64>, most: usize, near_most: usize) -> BTreeSet<usize> {
-    let mut shown: BTreeSet<usize> = (0..ops.len().min(most)).collect();
-    let bad: Vec<usize> = (0..ops.len()).filter(|at| is_guilty(&ops[*at], guilty)).collect();
-    shown.extend(bad.iter().take(near_most));
-    let room = most + near_most;
-    for distance in 1..=NEAR {
-        for at in &bad {
-            for near in [at.checked_sub(distance), Some(at + distance)].into_iter().flatten() {
-                if near < ops.len() && shown.len() < room {
-                    shown.insert(near);
-                }
-            }
-        }
-    }
-    shown
-}
-
-fn is_guilty(op: &Op, guilty: &BTreeSet<u64>) -> bool {
-    guilty.contains(&op.begin.index) || op.end.is_some_and(|end| guilty.contains(&end.index))
-}
-
-/// A column for each operation: a process's own, or that of one whose last operation ended as `info`.
-fn columns(ops: &[Op], concurrency: usize) -> (Vec<usize>, usize) {
-    let mut columns: BTreeMap<u64, usize> = BTreeMap::new();
-    // Which process has a column, and whether it is gone.
-    let mut owners: Vec<(u64, bool)> = Vec::new();
-    let mut found = Vec::with_capacity(ops.len());
-    for op in ops {
-        let column = *columns.entry(op.process).or_insert_with(|| {
-            // Jepsen numbers a process that goes on by adding the concurrency.
-            let own = usize::try_from(op.process).unwrap_or(0) % concurrency.max(1);
-            let free = |at: &usize| owners.get(*at).is_some_and(|(_, gone)| *gone);
-            let at = [own].into_iter().find(free).or_else(|| (0..owners.len()).find(free));
-            at.unwrap_or(owners.len())
-        });
-        if column == owners.len() {
-            owners.push((op.process, false));
-        }
-        owners[column] = (op.process, op.end.is_some_and(|end| end.kind == Kind::Info));
-        found.push(column);
-    }
-    (found, owners.len())
-}
-
-impl Plan {
-    fn new(view: &View) -> Plan {
-        let shown = select(&view.ops, &view.guilty, OPS_MAX, NEAR_MAX);
-        let (columns, width) = columns(&view.ops, view.test.concurrency);
-        // Events in order; with an operation's invocation, how many were left out before it.
-        let mut events: BTreeMap<u64, (u64, usize)> = BTreeMap::new();
-        let mut before = 0;
-        for at in &shown {
-            let op = &view.ops[*at];
-            events.insert(op.begin.index, (op.begin.time, at - before));
-            events.extend(op.end.map(|end| (end.index, (end.time, 0))));
-            before = at + 1;
-        }
-        events.extend(view.nemesis.iter().map(|event| (event.index, (event.time, 0))));
-        let (mut rows, mut times, mut gaps) = (BTreeMap::new(), Vec::new(), Vec::new());
-        for (index, (time, left_out)) in events {
-            if left_out > 0 {
-                gaps.push((times.len(), left_out));
-                times.extend([time; 2]);
-            }
-            rows.insert(index, times.len());
-            times.push(time);
-        }
-        if before < view.ops.len() {
-            gaps.push((times.len(), view.ops.len() - before));
-            times.extend([view.end; 2]);
-        }
-        Plan { shown, columns, width, rows, times, gaps }
-    }
-
-    fn row(&self, event: &Event) -> usize {
-        self.rows.get(&event.index).copied().unwrap_or(0)
-    }
-
-    /// The first row at or after a time.
-    fn row_at(&self, time: u64) -> usize {
-        self.times.partition_point(|at| *at < time)
-    }
-}
-
 /// The page.
 pub fn html(view: &View) -> String {
     let plan = Plan::new(view);
     let mut out = String::from("<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"/><title>");
     let _ = write!(out, "{} {}</title>\n<style>", escape(&view.test.workload), escape(view.when));
     out.push_str(include_str!("timeline.css"));
-    for column in 0..plan.width {
+    for column in 0..plan.clients.len() {
         let _ = write!(out, ".c{column}{{left:{}px}}", column * COLUMN);
     }
     out.push_str("</style></head>\n<body>\n");
     head(view, &plan, &mut out);
     anomalies(view, &mut out);
-    let wide = plan.width * COLUMN;
+    let wide = plan.clients.len() * COLUMN;
     let _ = write!(
         out,
         "<div class=\"board\" style=\"width:{}px\">\n<div class=\"heads\"><i class=\"m\">s</i><i class=\"nem\">nemesis</i>",
         wide + 230
     );
-    for column in 0..plan.width {
-        let _ = write!(out, "<i>client {column}</i>");
+    for client in &plan.clients {
+        let _ = write!(out, "<i>client {client}</i>");
     }
     let _ = write!(out, "</div>\n<div class=\"ops\" style=\"height:{}px\">\n", (plan.times.len() + 3) * ROW);
     margin(view, &plan, wide, &mut out);
@@ -176,7 +70,7 @@ fn head(view: &View, plan: &Plan, out: &mut String) {
         let _ = write!(out, "<span class=\"key {class}\">{} {name}</span> ", grouped(count));
     }
     out.push_str(
-        "<span class=\"key bad\">part of an anomaly</span> A row is an event; details are in the tips.</p>\n",
+        "<span class=\"key bad\">part of an anomaly</span> A row is an event. Point at a box for the details.</p>\n",
     );
     if plan.shown.len() < view.ops.len() {
         let _ = writeln!(
@@ -310,7 +204,8 @@ fn label(op: &Op) -> String {
     if *input != Edn::Nil {
         let _ = write!(words, " {}", escape(&short(&value_text(input), 40)));
     }
-    if let Some(end) = op.end.filter(|end| end.kind == Kind::Ok && end.value != op.begin.value) {
+    let answered = |end: &&Event| end.kind == Kind::Ok && (end.value != op.begin.value || *input == Edn::Nil);
+    if let Some(end) = op.end.filter(answered) {
         let _ = write!(words, " → {}", escape(&short(&value_text(split(&end.value).1), 40)));
     }
     format!("<b>{}</b>{words}", escape(&short(&op.begin.f, 16)))
@@ -351,5 +246,25 @@ fn describe(event: &Event) -> String {
 }
 
 #[cfg(test)]
-#[path = "timeline_tests.rs"]
-mod tests;
+mod tests {
+    use super::*;
+    use crate::history::Process;
+
+    fn event(index: u64, kind: Kind, value: Edn) -> Event {
+        let (process, value) = (Process::Client(0), Edn::Vector(vec![Edn::Int(1), value]));
+        Event { index, time: index, process, kind, f: "read".into(), value, extra: BTreeMap::new() }
+    }
+
+    #[test]
+    fn labels_say_what_was_asked_and_answered() {
+        let begin = event(0, Kind::Invoke, Edn::Nil);
+        let end = event(1, Kind::Ok, Edn::Str("<b>".into()));
+        let op = Op { begin: &begin, end: Some(&end), process: 0 };
+        assert_eq!(label(&op), "<b>read</b> <u>k1</u> → &lt;b&gt;");
+        let nothing = event(1, Kind::Ok, Edn::Nil);
+        assert_eq!(label(&Op { end: Some(&nothing), ..op }), "<b>read</b> <u>k1</u> → nil");
+        let open = Op { end: None, ..op };
+        assert_eq!(label(&open), "<b>read</b> <u>k1</u>");
+        assert!(tip(&open).contains("never completed"));
+    }
+}

@@ -152,6 +152,12 @@ impl<'a> View<'a> {
         (self.end as f64 / 1e9).max(0.001)
     }
 
+    /// The seconds that plots show: as long as the run was to be, unless it was broken off or went on longer.
+    pub fn span(&self) -> f64 {
+        let (seconds, wanted) = (self.seconds(), self.test.seconds as f64);
+        if seconds > wanted * 0.9 { seconds.max(wanted) } else { seconds }
+    }
+
     /// A fault's colour.
     pub fn color(&self, fault: &str) -> &'static str {
         let at = self.faults.iter().position(|name| name == fault).unwrap_or(0);

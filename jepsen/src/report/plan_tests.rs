@@ -44,18 +44,16 @@ fn a_process_goes_on_in_its_column() {
             [event(i as u64 * 2, *process, Kind::Invoke), event(i as u64 * 2 + 1, *process, *kind)]
         })
         .collect();
-    let (columns, width) = columns(&ops(&events), 2);
-    assert_eq!(columns, [0, 1, 0, 1, 0, 0]);
-    assert_eq!(width, 2);
-}
-
-#[test]
-fn labels_say_what_was_asked_and_answered() {
-    let begin = event(0, 0, Kind::Invoke);
-    let answer = Edn::Vector(vec![Edn::Int(1), Edn::Str("<b>".into())]);
-    let end = Event { value: answer, ..event(1, 0, Kind::Ok) };
-    let op = Op { begin: &begin, end: Some(&end), process: 0 };
-    assert_eq!(label(&op), "<b>read</b> <u>k1</u> → &lt;b&gt;");
-    let open = Op { end: None, ..op };
-    assert!(tip(&open).contains("never completed"));
+    assert_eq!(columns(&ops(&events), 2), (vec![0, 1, 0, 1, 0, 0], vec![0, 1]));
+    let client = |event: &Event| {
+        let Process::Client(process) = event.process else { panic!("a client") };
+        let extra = BTreeMap::from([("client".to_string(), Edn::Int(10 - process as i64 % 2))]);
+        Event { extra, ..event.clone() }
+    };
+    let named: Vec<Event> = events.iter().map(client).collect();
+    assert_eq!(
+        columns(&ops(&named), 2),
+        (vec![1, 0, 1, 0, 1, 1], vec![9, 10]),
+        "a name that is given counts"
+    );
 }
