@@ -3,5 +3,8 @@
 //! It knows the `quoral` binary and the protos, nothing else of the database.
 
 pub mod checker;
+pub mod cluster;
 pub mod edn;
 pub mod history;
+pub mod nemesis;
+pub mod network;
