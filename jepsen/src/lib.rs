@@ -3,8 +3,15 @@
 //! It knows the `quoral` binary and the protos, nothing else of the database.
 
 pub mod checker;
+pub mod client;
+pub mod cluster;
 pub mod edn;
 pub mod history;
-
+pub mod nemesis;
+pub mod network;
+pub mod proto;
+pub mod recorder;
 pub mod report;
+pub mod runner;
 pub mod serve;
+pub mod workload;
