@@ -97,6 +97,6 @@ impl Workload for Append {
     }
 
     fn checkers(&self) -> Vec<Box<dyn Checker>> {
-        vec![Box::new(Causal), Box::new(NeverFromNowhere), Box::new(Convergence)]
+        vec![Box::new(Causal { monotonic: true }), Box::new(NeverFromNowhere), Box::new(Convergence)]
     }
 }

@@ -86,7 +86,9 @@ impl Workload for Counter {
             let after = if delta > 0 { (before.0 + 1, before.1) } else { (before.0, before.1 + 1) };
             worker.totals.insert(key, after);
             let client = worker.thread;
-            let add = |totals: &mut Totals| drop(totals.insert(client, after));
+            let add = |totals: &mut Totals| {
+                totals.insert(client, after);
+            };
             let answer = merged::update(worker, key, totals, add, |totals| text(totals).into()).await;
             if matches!(answer, Answer::Fail(_)) {
                 worker.totals.insert(key, before);

@@ -177,9 +177,9 @@ impl Workload for Register {
             }
             Model::Regular => {
                 all.push(Box::new(RegisterRegular));
-                all.push(Box::new(Stale));
+                all.push(Box::new(Stale::default()));
             }
-            Model::Nothing => all.push(Box::new(Stale)),
+            Model::Nothing => all.push(Box::new(Stale::default())),
         }
         all
     }

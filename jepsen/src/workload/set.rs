@@ -61,7 +61,9 @@ impl Workload for Set {
             }
             let element = worker.new_value();
             worker.invoke("add", key, Edn::from(element), &[]);
-            let add = |set: &mut BTreeSet<u64>| drop(set.insert(element));
+            let add = |set: &mut BTreeSet<u64>| {
+                set.insert(element);
+            };
             let answer = merged::update(worker, key, elements, add, |set| text(set).into()).await;
             worker.complete("add", key, Edn::from(element), &answer, &[]);
         })
@@ -83,6 +85,6 @@ impl Workload for Set {
     }
 
     fn checkers(&self) -> Vec<Box<dyn Checker>> {
-        vec![Box::new(SetFull), Box::new(NeverFromNowhere), Box::new(Convergence)]
+        vec![Box::new(SetFull { linearizable: true }), Box::new(NeverFromNowhere), Box::new(Convergence)]
     }
 }
