@@ -47,7 +47,7 @@ mod wgl;
 mod zones;
 
 #[cfg(test)]
-mod brute {}
+mod brute;
 #[cfg(test)]
 mod speed {}
 
