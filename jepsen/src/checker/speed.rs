@@ -111,7 +111,7 @@ fn registers() {
     for (clients, keys) in [(10, 1), (10, 100), (50, 1)] {
         let history = register(clients, keys, false);
         let what = format!("{clients} clients, {keys} keys");
-        measure(&what, &RegisterAtomic::plain(), &history);
+        measure(&format!("{what}, by value"), &RegisterAtomic::plain(), &history);
         measure(&what, &RegisterAtomic::stamped(), &history);
         measure(&what, &RegisterRegular, &history);
         measure(&what, &Stamps, &history);
@@ -122,7 +122,7 @@ fn registers() {
         let history = register(clients, keys, true);
         let what = format!("{clients} clients, {keys} keys, deletions");
         measure(&what, &RegisterAtomic::stamped(), &history);
-        measure(&what, &RegisterAtomic::plain(), &history);
+        measure(&format!("{what}, by search"), &RegisterAtomic::plain(), &history);
         measure(&what, &RegisterRegular, &history);
     }
     let start = Instant::now();
