@@ -41,7 +41,7 @@ impl Tally {
         }
     }
 
-    fn to_edn(self) -> Edn {
+    fn into_edn(self) -> Edn {
         let all = (self.ok + self.fail + self.info).max(1) as f64;
         let shares = [("p50", 0.5), ("p99", 0.99), ("p999", 0.999), ("max", 1.0)];
         Edn::map([
@@ -132,9 +132,9 @@ impl Checker for Availability {
             by_f.iter().map(|(f, ops)| (*f, Edn::from(millis(longest_pause(ops.iter().copied()).0))));
         findings.figure("longest-pause-ms", millis(length));
         findings.figure("longest-pause-ms-by-f", Edn::map(pauses));
-        findings.figure("all", all.to_edn());
-        findings.figure("calm", calm.to_edn());
-        findings.figure("faults", Edn::map(faults.into_iter().map(|(name, tally)| (name, tally.to_edn()))));
+        findings.figure("all", all.into_edn());
+        findings.figure("calm", calm.into_edn());
+        findings.figure("faults", Edn::map(faults.into_iter().map(|(name, tally)| (name, tally.into_edn()))));
         findings.done()
     }
 }
@@ -155,7 +155,7 @@ mod tests {
         assert_eq!(verdict.valid, Valid::Yes);
         let figures = Edn::map(verdict.figures.clone());
         let number = |path: &[&str]| {
-            path.iter().fold(Some(&figures), |edn, name| edn?.get(name)).cloned().unwrap_or(Edn::Nil)
+            path.iter().try_fold(&figures, |edn, name| edn.get(name)).cloned().unwrap_or(Edn::Nil)
         };
         assert_eq!(number(&["calm", "ok"]), Edn::Int(3));
         assert_eq!(number(&["calm", "info-share"]), Edn::Float(0.25));

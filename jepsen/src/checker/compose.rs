@@ -38,3 +38,31 @@ impl Checker for Compose {
         worst
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checker::{Availability, Draft, NeverFromNowhere, RegisterAtomic};
+    use crate::edn::Edn;
+
+    #[test]
+    fn the_worst_counts_and_each_has_its_results() {
+        let all = || -> Compose {
+            let atomic = Box::new(RegisterAtomic::plain());
+            Compose::new("all", vec![Box::new(Availability::default()), Box::new(NeverFromNowhere), atomic])
+        };
+        let mut draft = Draft::new();
+        draft.done(1, "write", 0, 1_i64, &[]);
+        assert_eq!(all().check(&draft.history()).valid, Valid::Unknown);
+        draft.done(1, "read", 0, 2_i64, &[]);
+        let verdict = all().check(&draft.history());
+        assert_eq!(verdict.valid, Valid::No);
+        assert_eq!(verdict.anomalies[0].text, "never-from-nowhere: a value that nobody wrote: 2");
+        let edn = verdict.to_edn();
+        let valid = |name: &str| edn.get(name).and_then(|own| own.get("valid?")).cloned();
+        assert_eq!(edn.get("valid?"), Some(&Edn::Bool(false)));
+        assert_eq!(valid("availability"), Some(Edn::Bool(true)));
+        assert_eq!(valid("register-atomic"), Some(Edn::Bool(false)));
+        assert_eq!(Compose::new("none", Vec::new()).check(&draft.history()).valid, Valid::Unknown);
+    }
+}

@@ -80,3 +80,39 @@ fn told(op: &Operation) -> String {
         None => format!("{who} has {}", op.output),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checker::{Draft, Valid};
+
+    fn of(replica: &str) -> [(&'static str, Edn); 2] {
+        [("final", Edn::Bool(true)), ("replica", Edn::from(replica))]
+    }
+
+    #[test]
+    fn the_last_answer_of_a_replica_counts_and_order_does_not() {
+        let mut draft = Draft::new();
+        draft.done(1, "read", 0, Edn::vector([1_i64]), &of("n1"));
+        draft.done(1, "read", 0, Edn::vector([2_i64, 1]), &of("n1"));
+        draft.done(1, "read", 0, Edn::vector([1_i64, 2]), &of("n2"));
+        assert_eq!(Convergence.check(&draft.history()).valid, Valid::Yes);
+        // A read before the end does not matter.
+        draft.done(1, "read", 0, Edn::vector([7_i64]), &[]);
+        assert_eq!(Convergence.check(&draft.history()).valid, Valid::Yes);
+    }
+
+    #[test]
+    fn silence_is_not_equality() {
+        let mut draft = Draft::new();
+        assert_eq!(Convergence.check(&draft.history()).valid, Valid::Unknown, "no key");
+        draft.done(1, "read", 0, 1_i64, &of("n1"));
+        assert_eq!(Convergence.check(&draft.history()).valid, Valid::Unknown, "one answer");
+        draft.done(1, "read", 0, 1_i64, &of("n2"));
+        assert_eq!(Convergence.check(&draft.history()).valid, Valid::Yes);
+        draft.invoke(1, "read", 0, Edn::Nil).complete(1, Kind::Fail, Edn::Nil, &of("n3"));
+        let verdict = Convergence.check(&draft.history());
+        assert_eq!(verdict.valid, Valid::Unknown, "n3 never answered");
+        assert!(verdict.figures.contains(&("replicas-without-answer".to_owned(), Edn::Int(1))));
+    }
+}

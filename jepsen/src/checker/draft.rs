@@ -30,7 +30,20 @@ impl Draft {
             return self;
         };
         let (f, key) = (begun.f.clone(), begun.keyed().map_or(0, |(key, _)| key));
-        self.push(Process::Client(process), kind, &f, keyed(key, value.into()), extra)
+        self.finish(process, &f, key, kind, value.into(), extra)
+    }
+
+    /// A completion, for those who know of what.
+    pub(super) fn finish(
+        &mut self,
+        process: u64,
+        f: &str,
+        key: u64,
+        kind: Kind,
+        value: Edn,
+        extra: Extra,
+    ) -> &mut Self {
+        self.push(Process::Client(process), kind, f, keyed(key, value), extra)
     }
 
     /// A successful completion.

@@ -27,7 +27,7 @@ use crate::edn::Edn;
 use crate::history::History;
 
 mod availability;
-//NOTYET pub mod canary;
+pub mod canary;
 mod causal;
 mod compose;
 mod convergence;
@@ -47,9 +47,9 @@ mod wgl;
 mod zones;
 
 #[cfg(test)]
-mod brute {}
+mod brute;
 #[cfg(test)]
-mod speed {}
+mod speed;
 
 pub use availability::Availability;
 pub use causal::Causal;

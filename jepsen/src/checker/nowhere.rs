@@ -57,3 +57,39 @@ impl Checker for NeverFromNowhere {
         findings.done()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checker::{Draft, Valid};
+    use crate::edn::Edn;
+
+    #[test]
+    fn each_kind_of_nowhere_is_told_apart() {
+        let text = |draft: &Draft| {
+            let mut verdict = NeverFromNowhere.check(&draft.history());
+            assert_eq!((verdict.valid, verdict.anomalies.len()), (Valid::No, 1));
+            verdict.anomalies.remove(0).text
+        };
+        let mut draft = Draft::new();
+        assert_eq!(text(draft.done(1, "read", 0, 1_i64, &[])), "a value that nobody wrote: 1");
+        draft.done(1, "write", 1, 1_i64, &[]);
+        assert_eq!(text(&draft), "a value of another key: 1");
+        draft.done(1, "write", 0, 1_i64, &[]);
+        assert_eq!(text(&draft), "read before it was written: 1");
+        let mut failed = Draft::new();
+        failed.invoke(1, "add", 0, 1_i64).complete(1, Kind::Fail, 1_i64, &[]);
+        failed.done(1, "read", 0, Edn::vector([1_i64]), &[]);
+        assert_eq!(text(&failed), "surely not applied, and read: 1");
+        failed.lost(2, "add", 0, 1_i64, &[]).done(1, "read", 0, Edn::vector([1_i64]), &[]);
+        assert_eq!(text(&failed), "read before it was written: 1", "and the second read is excused");
+    }
+
+    #[test]
+    fn what_is_no_number_comes_from_nowhere_too() {
+        let mut draft = Draft::new();
+        draft.done(1, "write", 0, 1_i64, &[]).done(1, "read", 0, "\u{0}garbage", &[]);
+        assert_eq!(NeverFromNowhere.check(&draft.history()).valid, Valid::No);
+        assert_eq!(NeverFromNowhere.check(&Draft::new().history()).valid, Valid::Unknown, "nothing read");
+    }
+}

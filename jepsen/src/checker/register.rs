@@ -208,6 +208,10 @@ pub(super) fn clusters(ops: &[RegOp], naming: Naming) -> Vec<Cluster> {
             last_begin: 0,
         });
         if op.write {
+            // It is this one that left it, not another that may have.
+            let begin =
+                if cluster.acked == u64::MAX { op.begin } else { op.begin.min(cluster.born.unwrap_or(0)) };
+            cluster.born = Some(begin);
             cluster.acked = cluster.acked.min(op.end);
         }
         cluster.first_end = cluster.first_end.min(op.end);

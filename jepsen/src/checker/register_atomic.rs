@@ -135,7 +135,7 @@ pub(super) fn ordered(ops: &[RegOp], naming: Naming, deadline: Instant) -> Order
             };
             let done = if matches!(step.act, Act::Write(_)) { "the write" } else { "the read" };
             let events: Vec<u64> = [step.begin, step.end].into_iter().filter_map(event).collect();
-            Order::None(format!("no order explains {done} of {version}, events {events:?}"), events)
+            Order::None(format!("no order gets past {done} of {version}, events {events:?}"), events)
         }
     }
 }

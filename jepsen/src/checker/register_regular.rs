@@ -39,8 +39,8 @@ impl Checker for RegisterRegular {
         for (key, ops) in &keys {
             reads += ops.iter().filter(|op| !op.write).count();
             let mut found = None;
-            if unique(ops, Naming::Tombs) {
-                let wrong = one_order(&clusters(ops, Naming::Tombs));
+            if let Some(naming) = [Naming::Plain, Naming::Tombs].into_iter().find(|own| unique(ops, *own)) {
+                let wrong = one_order(&clusters(ops, naming));
                 if wrong.is_empty() || !any_purged(ops) {
                     found = Some(wrong);
                 }

@@ -67,8 +67,9 @@ impl<'a> Fate<'a> {
 
     /// Nanoseconds from its being known to the beginning of the last read that lacks it.
     fn latency(&self, last: Option<&Operation>) -> u64 {
-        let known = self.known.map_or(0, |known| known.ended);
-        last.map_or(0, |read| (read.began + 1).saturating_sub(known))
+        let Some((known, read)) = self.known.zip(last) else { return 0 };
+        // Events of one moment are told apart by their indices only.
+        if read.begin < known.end { 0 } else { (read.began + 1).saturating_sub(known.ended) }
     }
 
     fn events(&self) -> Vec<u64> {

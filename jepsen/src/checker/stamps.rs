@@ -55,3 +55,38 @@ impl Checker for Stamps {
         findings.done()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checker::{Draft, Monotonic, Valid};
+    use crate::edn::Edn;
+
+    fn stamp(stamp: i64) -> [(&'static str, Edn); 1] {
+        [("stamp", Edn::Int(stamp))]
+    }
+
+    #[test]
+    fn what_overlaps_may_have_any_order() {
+        let mut draft = Draft::new();
+        draft.invoke(1, "write", 0, 1_i64).done(2, "write", 0, 2_i64, &stamp(5)).ok(1, 1_i64, &stamp(4));
+        draft.done(3, "write", 1, 3_i64, &stamp(1)).done(3, "read", 0, 2_i64, &stamp(5));
+        assert_eq!(Stamps.check(&draft.history()).valid, Valid::Yes);
+        assert_eq!(Stamps.check(&Draft::new().history()).valid, Valid::Unknown);
+    }
+
+    #[test]
+    fn a_purged_tombstone_has_no_stamp_any_more() {
+        let judge = |deletion: bool| {
+            let mut draft = Draft::new();
+            draft.done(1, "write", 0, 1_i64, &stamp(5));
+            if deletion {
+                draft.done(1, "delete", 0, Edn::Nil, &stamp(6));
+            }
+            draft.done(1, "read", 0, Edn::Nil, &stamp(0));
+            (Stamps.check(&draft.history()).valid, Monotonic.check(&draft.history()).valid)
+        };
+        assert_eq!(judge(true), (Valid::Yes, Valid::Yes));
+        assert_eq!(judge(false), (Valid::No, Valid::No));
+    }
+}

@@ -7,7 +7,8 @@
 //! - A set of operations with a state is tried once (they are remembered by a hash of 128 bits: a collision
 //!   could only make a good history look bad, once in about 10^30 searches).
 //! - A read that matches the state is taken at once: it changes nothing, and later it could only be harder.
-//! - A write whose value nobody reads is taken just before the next write, which hides it.
+//! - A write whose value nobody has yet to read is taken just before the next write, which hides it.
+//! - A version that has yet to be read, and that no write left brings back, must not be replaced.
 //! - Of writes of one value that could be taken now, the one that ends first is: the others can do later
 //!   whatever it could have done.
 //! - Unknown writes never end, so that they never have to be taken; the caller drops those that nobody saw.
@@ -92,11 +93,19 @@ struct Frame {
     choices: Vec<usize>,
 }
 
+/// What is not taken of a version's operations.
+#[derive(Debug, Clone, Copy, Default)]
+struct Left {
+    reads: u32,
+    writes: u32,
+}
+
 struct Search<'a> {
     steps: &'a [Step],
     nil: &'a [bool],
-    /// Whether anybody reads a version.
-    wanted: Vec<bool>,
+    /// Of each version, its reads and writes that are not taken; and all reads of any `nil`.
+    left: Vec<Left>,
+    nil_reads: u32,
     /// A ring of calls (`2 i`) and returns (`2 i + 1`) of steps not taken, in order of time; its head is last.
     next: Vec<usize>,
     prev: Vec<usize>,
@@ -130,19 +139,20 @@ impl<'a> Search<'a> {
         }
         next[last] = head;
         prev[head] = last;
-        let mut wanted = vec![false; nil.len()];
+        let (mut left, mut nil_reads) = (vec![Left::default(); nil.len()], 0);
         for step in steps {
             match step.act {
-                Act::Read(version) => wanted[version as usize] = true,
-                Act::ReadNil => nil.iter().zip(&mut wanted).for_each(|(nil, wanted)| *wanted |= nil),
-                Act::Write(_) => {}
+                Act::Read(version) => left[version as usize].reads += 1,
+                Act::Write(version) => left[version as usize].writes += 1,
+                Act::ReadNil => nil_reads += 1,
             }
         }
         let sure_left = steps.iter().filter(|step| step.end != u64::MAX).count();
         Self {
             steps,
             nil,
-            wanted,
+            left,
+            nil_reads,
             next,
             prev,
             taken: Vec::new(),
@@ -168,22 +178,32 @@ impl<'a> Search<'a> {
             Act::Write(_) => false,
         });
         let before = self.taken.len();
-        self.take_all(
-            |search, step| matches!(step.act, Act::Write(version) if !search.wanted[version as usize]),
-        );
+        let stuck = self.left.get(self.state as usize).is_some_and(|own| own.reads > 0 && own.writes == 0);
+        if !stuck {
+            self.take_all(|search, step| matches!(step.act, Act::Write(version) if !search.wanted(version)));
+        }
         if self.taken.len() > before {
             self.state = HIDDEN;
         }
         if self.sure_left == 0 || !self.tried.insert((self.hash, self.state)) {
             return false;
         }
-        let (choices, blocked) = self.choices();
+        let (mut choices, blocked) = self.choices();
         if self.taken.len() >= self.farthest {
             self.farthest = self.taken.len();
             self.stuck = blocked;
         }
+        if stuck {
+            choices.clear();
+        }
         self.frames.push(Frame { taken: self.taken.len(), state: self.state, choices });
         true
+    }
+
+    /// Whether somebody has yet to read a version.
+    fn wanted(&self, version: u32) -> bool {
+        let at = version as usize;
+        self.left[at].reads > 0 || (self.nil_reads > 0 && self.nil[at])
     }
 
     /// Takes all steps that may come next and are free.
@@ -230,6 +250,11 @@ impl<'a> Search<'a> {
             self.unlink(2 * at + 1);
             self.sure_left -= 1;
         }
+        match self.steps[at].act {
+            Act::Read(version) => self.left[version as usize].reads -= 1,
+            Act::Write(version) => self.left[version as usize].writes -= 1,
+            Act::ReadNil => self.nil_reads -= 1,
+        }
         self.hash ^= mixed(at);
         self.taken.push(at);
     }
@@ -238,6 +263,11 @@ impl<'a> Search<'a> {
     fn go_back(&mut self, taken: usize) {
         while self.taken.len() > taken {
             let Some(at) = self.taken.pop() else { return };
+            match self.steps[at].act {
+                Act::Read(version) => self.left[version as usize].reads += 1,
+                Act::Write(version) => self.left[version as usize].writes += 1,
+                Act::ReadNil => self.nil_reads += 1,
+            }
             self.hash ^= mixed(at);
             if self.steps[at].end != u64::MAX {
                 self.relink(2 * at + 1);
@@ -286,15 +316,17 @@ mod tests {
     #[test]
     fn orders_are_found_or_not() {
         use Act::{Read, ReadNil, Write};
+        let never = u64::MAX;
         assert_eq!(ask(&[]), Answer::Yes);
         assert_eq!(ask(&[(1, 2, Write(1)), (3, 4, Read(1))]), Answer::Yes);
-        assert_eq!(ask(&[(1, 2, Write(1)), (3, 4, Read(0))]), Answer::No(1));
+        // The read of version 0 has to come first, and can't.
+        assert_eq!(ask(&[(1, 2, Write(1)), (3, 4, Read(0))]), Answer::No(0));
         assert_eq!(ask(&[(1, 9, Write(1)), (3, 4, Read(0)), (5, 6, Read(1))]), Answer::Yes);
-        assert_eq!(ask(&[(1, 9, Write(1)), (3, 4, Read(1)), (5, 6, Read(0))]), Answer::No(2));
-        assert_eq!(ask(&[(1, u64::MAX, Write(1)), (3, 4, Read(0))]), Answer::Yes);
+        assert_eq!(ask(&[(1, 9, Write(1)), (3, 4, Read(1)), (5, 6, Read(0))]), Answer::No(1));
+        assert_eq!(ask(&[(1, never, Write(1)), (3, 4, Read(0))]), Answer::Yes);
         let twice = [(1, 2, Write(1)), (3, 4, Write(2)), (5, 6, Read(1)), (7, 8, Read(2))];
-        assert_eq!(ask(&twice), Answer::No(2));
-        let again = [&twice[..], &[(0, u64::MAX, Write(1)), (0, u64::MAX, Write(2))]].concat();
+        assert_eq!(ask(&twice), Answer::No(1));
+        let again = [&twice[..], &[(0, never, Write(1)), (0, never, Write(2))]].concat();
         assert_eq!(ask(&again), Answer::Yes);
         assert_eq!(ask(&[(1, 2, Write(1)), (3, 4, Write(3)), (5, 6, ReadNil)]), Answer::Yes);
         assert_eq!(ask(&[(1, 2, Write(3)), (3, 4, Write(1)), (5, 6, ReadNil)]), Answer::No(2));
@@ -308,7 +340,7 @@ mod tests {
             steps.push(Step { begin: u64::from(version), end: 1000, act: Act::Write(version) });
             steps.push(Step { begin: u64::from(version) + 100, end: 900, act: Act::Read(version) });
         }
-        steps.push(Step { begin: 2000, end: 2001, act: Act::Read(0) });
-        assert_eq!(search(&steps, &[false; 40], Instant::now()), Answer::Undecided);
+        steps.push(Step { begin: 2000, end: 2001, act: Act::Read(40) });
+        assert_eq!(search(&steps, &[false; 41], Instant::now()), Answer::Undecided);
     }
 }
