@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use quoral_jepsen::cluster::{Cluster, command};
+use quoral_jepsen::cluster::command;
 use quoral_jepsen::nemesis::NAMES;
 use tokio::time::{sleep, timeout};
 
@@ -13,6 +14,10 @@ use crate::world::{World, ensure, nemesis};
 
 /// How long harm lasts.
 const HARM: Duration = Duration::from_secs(2);
+/// How long all is well before harm, and after.
+const BEFORE: Duration = Duration::from_secs(1);
+/// Who puts at once.
+const WRITERS: usize = 3;
 /// Times that each nemesis strikes.
 const ROUNDS: usize = 3;
 
@@ -56,47 +61,77 @@ async fn strike(world: &mut World, binary: &Path, name: &str) -> Result<(), Stri
         return Ok(());
     }
     for round in 0..ROUNDS {
-        let mut acknowledged = Vec::new();
-        let mut outcomes = BTreeMap::new();
-        let value = world.begin(nemesis.as_mut()).await?;
-        let end = Instant::now() + HARM;
-        let mut number = 0;
-        while Instant::now() < end {
-            let node = number % world.cluster.len();
-            let key = format!("{name}-{round}-{number}");
-            let (code, said) = cli(&world.cluster, binary, node, &["put", &key, &key]).await;
-            *outcomes
-                .entry(format!("n{} {}", node + 1, if code == 0 { "acknowledged" } else { &said }))
-                .or_insert(0) += 1;
-            if code == 0 {
-                acknowledged.push(key);
-            }
-            number += 1;
-        }
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let endpoints: Vec<String> =
+            world.cluster.nodes().iter().map(|node| node.client.to_string()).collect();
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|writer| {
+                let prefix = format!("{name}-{round}-{writer}");
+                tokio::spawn(write(binary.to_owned(), endpoints.clone(), prefix, writer, seen.clone()))
+            })
+            .collect();
+        sleep(BEFORE).await;
+        let hit = world.begin(nemesis.as_mut()).await?;
+        sleep(HARM).await;
         let began = Instant::now();
         let stopped =
             nemesis.stop(&mut world.cluster, &mut world.rng).await.map_err(|error| error.to_string())?;
         let ready = world.cluster.wait_ready(Duration::from_secs(30)).await;
         println!(
-            "        {name} {value:?}\n        then {stopped:?}, ready in {:?}: {ready:?}",
+            "        {name} {hit:?}\n        then {stopped:?}, ready in {:?}: {ready:?}",
             began.elapsed()
         );
-        outcomes.iter().for_each(|(said, count)| println!("          {count:4} {said}"));
-        sleep(Duration::from_millis(500)).await;
-        for (at, key) in acknowledged.iter().enumerate() {
-            let (code, said) = cli(&world.cluster, binary, at % world.cluster.len(), &["get", key]).await;
-            ensure(said.trim() == key, || format!("{key} was acknowledged, and now: {code} {said}"))?;
+        sleep(BEFORE).await;
+        for writer in writers {
+            writer.abort();
+            let _ = writer.await;
+        }
+        let seen = std::mem::take(&mut *seen.lock().expect("not poisoned"));
+        seen.outcomes.iter().for_each(|(said, count)| println!("          {count:4} {said}"));
+        for (at, key) in seen.acknowledged.iter().enumerate() {
+            let (code, said) = cli(binary, &endpoints[at % endpoints.len()], &["get", key]).await;
+            ensure(said.trim() == value(key), || {
+                let said: String = said.chars().take(200).collect();
+                format!("{key} was acknowledged, and now: {code} {said}")
+            })?;
         }
         ready.map_err(|error| error.to_string())?;
     }
     Ok(())
 }
 
+/// What the writers were told.
+#[derive(Default)]
+struct Seen {
+    acknowledged: Vec<String>,
+    outcomes: BTreeMap<String, u64>,
+}
+
+/// Puts new keys until it is aborted, through one node after the other.
+async fn write(binary: PathBuf, endpoints: Vec<String>, prefix: String, from: usize, seen: Arc<Mutex<Seen>>) {
+    for number in from.. {
+        let (key, node) = (format!("{prefix}-{number}"), number % endpoints.len());
+        let (code, said) = cli(&binary, &endpoints[node], &["put", &key, &value(&key)]).await;
+        let mut seen = seen.lock().expect("not poisoned");
+        let outcome = if code == 0 { "acknowledged" } else { said.trim() };
+        // Numbers differ each time, and say nothing here.
+        let outcome: String = outcome.chars().filter(|c| !c.is_ascii_digit()).collect();
+        *seen.outcomes.entry(format!("n{} {code}: {outcome}", node + 1)).or_default() += 1;
+        if code == 0 {
+            seen.acknowledged.push(key);
+        }
+    }
+}
+
+/// Large enough that a full disk is felt: a few small ones find room in what the node has allocated.
+fn value(key: &str) -> String {
+    format!("{key} {}", "x".repeat(20_000))
+}
+
 /// The command line against one node: exit code, and what it said.
-async fn cli(cluster: &Cluster, binary: &Path, node: usize, words: &[&str]) -> (i32, String) {
-    let endpoint = cluster.nodes()[node].client.to_string();
+async fn cli(binary: &Path, endpoint: &str, words: &[&str]) -> (i32, String) {
     let mut command = tokio::process::Command::new(binary);
-    command.args(["--endpoints", &endpoint, "--timeout", "1s"]).args(words).kill_on_drop(true);
+    command.args(["--endpoints", endpoint, "--timeout", "1s"]).args(words).kill_on_drop(true);
     match timeout(command::WITHIN, command.output()).await {
         Ok(Ok(output)) => {
             let said = [output.stdout, output.stderr].concat();
