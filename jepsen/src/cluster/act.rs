@@ -12,6 +12,8 @@ use super::{Cluster, Error, Node, READY_WITHIN, ports};
 
 /// How often a node is looked at.
 const POLL: Duration = Duration::from_millis(20);
+/// How often a clock that runs wrong is moved.
+const CLOCK_TICK: Duration = Duration::from_millis(20);
 /// Calls that put data onto the disk.
 pub const SYNCS: &str = "fsync,fdatasync,sync_file_range,msync";
 
@@ -152,6 +154,47 @@ impl Cluster {
         }
     }
 
+    /// Lets the clocks of these nodes run wrong until [`Cluster::true_clocks`]: the offset in milliseconds is asked
+    /// for again and again, with the time since now.
+    ///
+    /// # Errors
+    ///
+    /// The cluster was not started with clocks.
+    pub async fn wrong_clocks(
+        &mut self,
+        nodes: &[usize],
+        offset: impl Fn(Duration) -> i64 + Send + 'static,
+    ) -> Result<(), Error> {
+        self.true_clocks().await?;
+        for at in nodes {
+            self.set_clock(*at, offset(Duration::ZERO))?;
+        }
+        let clocks: Vec<_> = nodes.iter().filter_map(|at| self.nodes[*at].clock.clone()).collect();
+        let began = Instant::now();
+        self.mover = Some(tokio::spawn(async move {
+            loop {
+                sleep(CLOCK_TICK).await;
+                // A tick that fails is made up for by the next.
+                clocks.iter().for_each(|clock| drop(clock.set(offset(began.elapsed()))));
+            }
+        }));
+        Ok(())
+    }
+
+    /// Sets all clocks to the truth.
+    ///
+    /// # Errors
+    ///
+    /// A clock's file can't be written.
+    pub async fn true_clocks(&mut self) -> Result<(), Error> {
+        if let Some(mover) = self.mover.take() {
+            mover.abort();
+            // Gone before the clocks are set, or it would have the last word.
+            let _ = mover.await;
+        }
+        self.nodes.iter().filter_map(|node| node.clock.as_ref()).try_for_each(|clock| clock.set(0))
+    }
+
     /// Fills a node's disk; gives the bytes that took.
     ///
     /// # Errors
@@ -205,10 +248,8 @@ impl Cluster {
         if let Some(network) = &mut self.network {
             network.heal().await?;
         }
+        self.true_clocks().await?;
         for at in 0..self.len() {
-            if self.nodes[at].clock.is_some() {
-                self.set_clock(at, 0)?;
-            }
             self.leave_alone(at).await?;
             self.free_disk(at).await?;
             self.resume(at);

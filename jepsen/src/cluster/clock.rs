@@ -3,6 +3,7 @@
 //! The monotonic clock stays true: machines whose monotonic clock jumps do not exist.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Error;
 
@@ -42,9 +43,11 @@ impl Clock {
     ///
     /// The file can't be written.
     pub fn set(&self, offset_ms: i64) -> Result<(), Error> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
         let sign = if offset_ms < 0 { '-' } else { '+' };
         let ms = offset_ms.unsigned_abs();
-        let new = self.file.with_extension("new");
+        // A name of its own, since several may move it at once.
+        let new = self.file.with_extension(COUNT.fetch_add(1, Ordering::Relaxed).to_string());
         std::fs::write(&new, format!("{sign}{}.{:03}\n", ms / 1000, ms % 1000))
             .and_then(|()| std::fs::rename(&new, &self.file))
             .map_err(|error| Error::io("a clock's file", error))

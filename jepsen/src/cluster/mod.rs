@@ -150,6 +150,8 @@ pub struct Cluster {
     options: Options,
     nodes: Vec<Node>,
     network: Option<Network>,
+    /// Who moves clocks that run wrong.
+    mover: Option<tokio::task::JoinHandle<()>>,
     left_out: Vec<String>,
     /// Nodes that ended by themselves and were started again since.
     deaths: Vec<String>,

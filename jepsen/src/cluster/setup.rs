@@ -89,7 +89,8 @@ impl Cluster {
         for node in &nodes {
             node.configure(&bootstrap)?;
         }
-        Ok(Cluster { options, nodes, network, left_out, deaths: Vec::new(), excused: Vec::new() })
+        let (deaths, excused) = (Vec::new(), Vec::new());
+        Ok(Cluster { options, nodes, network, mover: None, left_out, deaths, excused })
     }
 
     /// Ends all: processes, namespaces, mounts and disks. Logs and configurations stay.
@@ -108,6 +109,9 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
+        if let Some(mover) = &self.mover {
+            mover.abort();
+        }
         for node in &mut self.nodes {
             node.kill();
             if let Some(disk) = &node.disk {

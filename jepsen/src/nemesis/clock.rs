@@ -4,23 +4,16 @@ use std::time::Duration;
 
 use rand::RngExt as _;
 use rand::rngs::StdRng;
-use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep};
 
 use super::{Act, Needs, Nemesis, draw, integer, keyword, map, names};
 use crate::cluster::Cluster;
-use crate::cluster::clock::Clock;
 
-/// How often a clock that runs wrong is moved.
-const TICK: Duration = Duration::from_millis(20);
 /// A jump is 2 to this many milliseconds at most, about four minutes: Jepsen's.
 const LARGEST_JUMP: f64 = 18.0;
 
 /// `clock`: clocks jump, drift or flicker; they jump back to the truth at the end.
 #[derive(Debug, Default)]
 pub struct Clocks {
-    /// Who moves them meanwhile.
-    mover: Option<AbortHandle>,
     acted: u64,
 }
 
@@ -74,46 +67,21 @@ fn jump(rng: &mut StdRng) -> i64 {
     ms
 }
 
-impl Clocks {
-    fn end_mover(&mut self) {
-        if let Some(mover) = self.mover.take() {
-            mover.abort();
-        }
-    }
-}
-
 impl Nemesis for Clocks {
     fn name(&self) -> &'static str {
         "clock"
     }
 
     fn needs(&self) -> Needs {
-        // Not root: but without it a cluster has no clocks in CI's containers either way.
         Needs { clocks: true, ..Needs::default() }
     }
 
     fn start<'a>(&'a mut self, cluster: &'a mut Cluster, rng: &'a mut StdRng) -> Act<'a> {
         Box::pin(async move {
-            self.end_mover();
             let how = How::draw(rng);
             let all: Vec<usize> = (0..cluster.len()).collect();
             let (_, nodes) = draw(rng, &all, cluster.len(), true);
-            let clocks: Vec<Clock> =
-                nodes.iter().filter_map(|at| cluster.nodes()[*at].clock.clone()).collect();
-            for at in &nodes {
-                cluster.set_clock(*at, how.offset(Duration::ZERO))?;
-            }
-            if !matches!(how, How::Jump(_)) {
-                let began = Instant::now();
-                let mover = async move {
-                    loop {
-                        // A missed tick is made up for by the next.
-                        clocks.iter().for_each(|clock| drop(clock.set(how.offset(began.elapsed()))));
-                        sleep(TICK).await;
-                    }
-                };
-                self.mover = Some(tokio::spawn(mover).abort_handle());
-            }
+            cluster.wrong_clocks(&nodes, move |after| how.offset(after)).await?;
             self.acted += 1;
             let (word, by) = how.words();
             let unit = if word == "drift" { "thousandths" } else { "ms" };
@@ -123,24 +91,13 @@ impl Nemesis for Clocks {
 
     fn stop<'a>(&'a mut self, cluster: &'a mut Cluster, _: &'a mut StdRng) -> Act<'a> {
         Box::pin(async move {
-            self.end_mover();
-            for at in 0..cluster.len() {
-                if cluster.nodes()[at].clock.is_some() {
-                    cluster.set_clock(at, 0)?;
-                }
-            }
+            cluster.true_clocks().await?;
             Ok(map([]))
         })
     }
 
     fn acted(&self) -> u64 {
         self.acted
-    }
-}
-
-impl Drop for Clocks {
-    fn drop(&mut self) {
-        self.end_mover();
     }
 }
 

@@ -146,6 +146,8 @@ impl Nemesis for Sync {
 }
 
 /// `full-disk`: no room is left on the disks of some nodes, or all.
+///
+/// A node goes on in what it has allocated already, some hundred kB: it feels it only when more is written.
 #[derive(Debug, Default)]
 pub struct FullDisk {
     full: Vec<usize>,

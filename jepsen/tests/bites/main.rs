@@ -9,6 +9,7 @@
 //! ```
 //!
 //! The nodes are this very program ([`standin`]); with `QUORAL_BINARY` real ones are hurt too ([`real`]).
+//! `QUORAL_JEPSEN_SEED` repeats a run's draws, `QUORAL_JEPSEN_KEEP` keeps logs and configurations.
 //! What can't be had on a machine is skipped, loudly.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it is its own test harness")]

@@ -32,7 +32,11 @@ fn seed() -> u64 {
 
 impl World {
     pub async fn start(binary: PathBuf) -> Result<World, Error> {
-        let dir = tempfile::tempdir().map_err(|error| Error::io("a directory", error))?;
+        let mut dir = tempfile::tempdir().map_err(|error| Error::io("a directory", error))?;
+        if std::env::var_os("QUORAL_JEPSEN_KEEP").is_some() {
+            dir.disable_cleanup(true);
+            println!("kept: {}", dir.path().display());
+        }
         let seed = seed();
         let mut options = Options::new(binary, dir.path().to_owned());
         options.disk = Disk::Loop(Fs::Xfs);
