@@ -5,6 +5,5 @@
 pub mod checker;
 pub mod edn;
 pub mod history;
-
 pub mod report;
 pub mod serve;
