@@ -216,6 +216,20 @@ fn pages_and_pictures_are_well_formed_whatever_the_words() {
 }
 
 #[test]
+fn plots_count_what_they_show() {
+    let (_store, run) = written();
+    let latency = read(&run, "latency.svg");
+    for words in [">ok  1<", ">info  2<", ">fail  1<", ">1 never completed<"] {
+        assert!(latency.contains(words), "{words}");
+    }
+    assert!(!latency.contains("shown"), "nothing was left out");
+    // A panel for all, and one for each name.
+    let rate = read(&run, "rate.svg");
+    assert_eq!(rate.matches("class=\"name\"").count(), 4);
+    assert_eq!(rate.matches(">fail  1<").count(), 2);
+}
+
+#[test]
 fn an_empty_run_has_reports_too() {
     let store = tempfile::tempdir().unwrap();
     let run = Run::create(store.path(), "set", at(0)).unwrap();
