@@ -100,9 +100,10 @@ impl Client {
             ..Default::default()
         };
         let answer = tokio::time::timeout(ask.timeout + PATIENCE, self.nodes[node].put(request)).await;
-        write_answer(answer.map(|result| {
-            result.map(tonic::Response::into_inner).map(|done| (done.context, done.stamp))
-        }))
+        write_answer(
+            answer
+                .map(|result| result.map(tonic::Response::into_inner).map(|done| (done.context, done.stamp))),
+        )
     }
 
     /// Writes a tombstone through a node.
@@ -116,9 +117,10 @@ impl Client {
             ..Default::default()
         };
         let answer = tokio::time::timeout(ask.timeout + PATIENCE, self.nodes[node].delete(request)).await;
-        write_answer(answer.map(|result| {
-            result.map(tonic::Response::into_inner).map(|done| (done.context, done.stamp))
-        }))
+        write_answer(
+            answer
+                .map(|result| result.map(tonic::Response::into_inner).map(|done| (done.context, done.stamp))),
+        )
     }
 
     /// Reads a key through a node.
@@ -193,7 +195,8 @@ mod tests {
             type_url: "type.googleapis.com/quoral.v1.Failure".into(),
             value: failure.encode_to_vec(),
         };
-        let rich = tonic_types::Status { code: Code::Unavailable as i32, message: "no".into(), details: vec![any] };
+        let rich =
+            tonic_types::Status { code: Code::Unavailable as i32, message: "no".into(), details: vec![any] };
         Status::with_details(Code::Unavailable, "no", rich.encode_to_vec().into())
     }
 

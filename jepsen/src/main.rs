@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use quoral_jepsen::checker::{Checker as _, Valid};
+use quoral_jepsen::checker::{Valid, canary};
 use quoral_jepsen::cluster::Isolation;
 use quoral_jepsen::history::History;
 use quoral_jepsen::runner::{self, Plan};
@@ -170,7 +170,8 @@ async fn dispatch(verb: Verb) -> Result<Valid, String> {
 async fn one(workload: &str, nemeses: Vec<String>, common: &Common) -> Result<Valid, String> {
     let found = workload::by_name(workload)
         .ok_or_else(|| format!("--workload: there is none named {workload:?}; `list` names all"))?;
-    let nemeses: Vec<String> = nemeses.into_iter().filter(|name| name != "none" && !name.is_empty()).collect();
+    let nemeses: Vec<String> =
+        nemeses.into_iter().filter(|name| name != "none" && !name.is_empty()).collect();
     if let Some(unknown) = nemeses.iter().find(|name| nemesis::by_name(name).is_none()) {
         return Err(format!("--nemesis: there is none named {unknown:?}; `list` names all"));
     }
@@ -232,7 +233,8 @@ async fn all(args: AllArgs) -> Result<Valid, String> {
 }
 
 async fn analyze(name: &str, file: &Path) -> Result<Valid, String> {
-    let workload = workload::by_name(name).ok_or_else(|| format!("--workload: there is none named {name:?}"))?;
+    let workload =
+        workload::by_name(name).ok_or_else(|| format!("--workload: there is none named {name:?}"))?;
     let text = std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
     let history = History::parse(&text).map_err(|e| format!("{}: {e}", file.display()))?;
     history.validate().map_err(|e| format!("{}: {e}", file.display()))?;
@@ -254,7 +256,16 @@ async fn analyze(name: &str, file: &Path) -> Result<Valid, String> {
 }
 
 fn self_test() -> Valid {
-    Valid::Unknown
+    let mut worst = Valid::Yes;
+    for canary in canary::canaries() {
+        let verdict = canary.checker.check(&canary.history).valid;
+        let word = if verdict == Valid::No { "rejected" } else { "NOT REJECTED" };
+        println!("{:20} {word}: {}", canary.checker.name(), canary.why);
+        if verdict != Valid::No {
+            worst = Valid::No;
+        }
+    }
+    worst
 }
 
 /// The binary to test: the one given, or the one beside this program, which is built by cargo if it is not there.
@@ -273,7 +284,9 @@ fn binary(given: Option<&Path>) -> Result<PathBuf, String> {
     match cargo.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("..")).status() {
         Ok(status) if status.success() => {}
         Ok(status) => return Err(format!("cargo build of quoral: {status}")),
-        Err(error) if dir.join("quoral").exists() => eprintln!("cargo: {error}; the binary beside is used as it is"),
+        Err(error) if dir.join("quoral").exists() => {
+            eprintln!("cargo: {error}; the binary beside is used as it is")
+        }
         Err(error) => return Err(format!("--binary: none given, and cargo can't be run: {error}")),
     }
     let binary = dir.join("quoral");

@@ -69,7 +69,8 @@ pub struct Done {
 
 /// Runs a test, and writes its reports.
 pub async fn run(workload: Arc<dyn Workload>, plan: &Plan) -> Result<Done, String> {
-    let run = Run::create(&plan.store, workload.name(), SystemTime::now()).map_err(|e| format!("the store: {e}"))?;
+    let run = Run::create(&plan.store, workload.name(), SystemTime::now())
+        .map_err(|e| format!("the store: {e}"))?;
     let mut nemeses = Vec::new();
     for name in &plan.nemeses {
         nemeses.push(nemesis::by_name(name).ok_or_else(|| format!("nemesis: there is none named {name:?}"))?);
@@ -122,8 +123,7 @@ pub async fn judge(
     let mut checkers = workload.checkers();
     checkers.push(Box::new(Availability::default()));
     let judged = tokio::task::spawn_blocking(move || {
-        let judge = |checker: &Box<dyn crate::checker::Checker>| (checker.name().to_owned(), checker.check(&history));
-        checkers.iter().map(judge).collect()
+        checkers.iter().map(|checker| (checker.name().to_owned(), checker.check(&history))).collect()
     });
     judged.await.map_err(|e| format!("the checkers: {e}"))
 }
@@ -209,7 +209,8 @@ async fn make_keyspace(endpoints: &[String], request: proto::CreateKeyspaceReque
                 let _ = cluster.create_keyspace(request.clone()).await;
             }
             let listed = cluster.list_keyspaces(proto::ListKeyspacesRequest {}).await;
-            let known = listed.as_ref().is_ok_and(|l| l.get_ref().keyspaces.iter().any(|k| k.name == KEYSPACE));
+            let known =
+                listed.as_ref().is_ok_and(|l| l.get_ref().keyspaces.iter().any(|k| k.name == KEYSPACE));
             if known {
                 break;
             }
@@ -316,7 +317,8 @@ fn nodes_verdict(crashed: Vec<String>) -> Verdict {
 fn nemesis_verdict(test: &Test, played: &Played) -> Verdict {
     let idle = test.nemeses.iter().filter(|name| played.acted.get(*name).is_none_or(|acted| *acted == 0));
     let mut anomalies: Vec<Anomaly> = idle.map(|name| anomaly(format!("{name} never acted"))).collect();
-    anomalies.extend(played.unread.iter().map(|what| anomaly(format!("could not be read at the end: {what}"))));
+    anomalies
+        .extend(played.unread.iter().map(|what| anomaly(format!("could not be read at the end: {what}"))));
     let valid = if anomalies.is_empty() { Valid::Yes } else { Valid::Unknown };
     let acted = played.acted.iter().map(|(name, acted)| (name.clone(), Edn::from(*acted)));
     let failed = played.failed.iter().cloned().map(Edn::Str).collect();

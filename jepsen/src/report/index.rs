@@ -10,7 +10,6 @@ use std::io;
 use std::path::Path;
 
 use super::markup::{escape, grouped, link, verdict};
-use super::standin::edn_parse;
 use super::store::{is_time, plain, replace};
 use crate::checker::Valid;
 use crate::edn::Edn;
@@ -174,7 +173,7 @@ fn dirs(at: &Path) -> io::Result<Vec<String>> {
 }
 
 fn read(dir: &Path, workload: String, when: String, current: bool) -> Found {
-    let edn = |name: &str| fs::read_to_string(dir.join(name)).ok().and_then(|text| edn_parse(&text));
+    let edn = |name: &str| fs::read_to_string(dir.join(name)).ok().and_then(|text| Edn::parse(&text).ok());
     let (results, test) = (edn("results.edn"), edn("test.edn"));
     let (results, test) = (results.as_ref(), test.as_ref());
     let stats = get(results, "stats");
@@ -220,5 +219,5 @@ fn int(value: Option<&Edn>) -> Option<u64> {
 }
 
 fn words(value: &Edn) -> String {
-    if let Edn::Str(text) = value { text.clone() } else { super::standin::edn_text(value) }
+    if let Edn::Str(text) = value { text.clone() } else { value.to_string() }
 }

@@ -21,7 +21,6 @@ mod quantiles;
 mod rate;
 mod results;
 mod scale;
-mod standin;
 pub mod store;
 mod summary;
 mod text;

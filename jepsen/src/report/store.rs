@@ -61,7 +61,7 @@ impl Run {
         let view = View::new(outcome, &self.when);
         let put = |name: &str, text: String| replace(&self.dir().join(name), text.as_bytes());
         put("test.edn", results::test_edn(outcome.test, &self.when))?;
-        put("history.edn", text::history_edn(outcome.history))?;
+        put("history.edn", outcome.history.to_edn())?;
         put("history.txt", text::history_txt(outcome.history))?;
         put("timeline.html", timeline::html(&view))?;
         put("latency.svg", latency::svg(&view))?;

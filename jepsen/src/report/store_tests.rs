@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::super::Test;
 use super::super::markup::check::well_formed;
-use super::super::standin::edn_parse;
 use super::*;
 use crate::checker::{Anomaly, Valid, Verdict};
 use crate::edn::Edn;
@@ -153,7 +152,7 @@ fn results_say_what_was_found() {
     let (_store, run) = written();
     let text = read(&run, "results.edn");
     assert!(text.starts_with("{:valid? false\n"), "the verdict is the first line: {text}");
-    let results = edn_parse(&text).unwrap();
+    let results = Edn::parse(&text).unwrap();
     assert_eq!(get(&results, &["valid?"]), &Edn::Bool(false));
     assert_eq!(get(&results, &["zones", "valid?"]), &Edn::Bool(false), "a figure can't hide the verdict");
     assert_eq!(get(&results, &["zones", "operations"]), &Edn::Int(4));
@@ -166,7 +165,7 @@ fn results_say_what_was_found() {
     assert_eq!(get(&results, &["stats", "by-f", "write", "ok-count"]), &Edn::Int(1));
     assert_eq!(get(&results, &["stats", "longest-pause", "ms"]), &Edn::Float(6000.0));
     assert_eq!(get(&results, &["left-out"]), &Edn::Vector(vec![Edn::Str("clock".into())]));
-    let options = edn_parse(&read(&run, "test.edn")).unwrap();
+    let options = Edn::parse(&read(&run, "test.edn")).unwrap();
     assert_eq!(
         get(&options, &["seed"]),
         &Edn::Str(u64::MAX.to_string()),
@@ -181,7 +180,7 @@ fn histories_have_a_line_an_event() {
     let edn = read(&run, "history.edn");
     let lines: Vec<&str> = edn.lines().collect();
     assert_eq!(lines.len(), 9);
-    let line = edn_parse(lines[2]).unwrap();
+    let line = Edn::parse(lines[2]).unwrap();
     assert_eq!(get(&line, &["index"]), &Edn::Int(2));
     assert_eq!(get(&line, &["process"]), &Edn::Int(0));
     assert_eq!(get(&line, &["type"]), &Edn::Keyword("ok".into()));
@@ -235,7 +234,7 @@ fn an_empty_run_has_reports_too() {
     let run = Run::create(store.path(), "set", at(0)).unwrap();
     let (test, history) = (test(), History::default());
     run.write(&Outcome { test: &test, history: &history, verdicts: &[] }).unwrap();
-    let results = edn_parse(&read(&run, "results.edn")).unwrap();
+    let results = Edn::parse(&read(&run, "results.edn")).unwrap();
     assert_eq!(get(&results, &["valid?"]), &Edn::Keyword("unknown".into()), "nothing proves nothing");
     for name in ["latency.svg", "latency-quantiles.svg", "rate.svg", "timeline.html"] {
         assert!(!read(&run, name).contains("NaN") && !read(&run, name).contains("inf\""), "{name}");

@@ -2,7 +2,6 @@
 
 use std::fmt::Write;
 
-use super::standin::{edn_text, event_line};
 use crate::edn::Edn;
 use crate::history::{History, Kind, Process};
 
@@ -27,16 +26,6 @@ pub fn process(process: Process) -> String {
     }
 }
 
-/// Jepsen's history: one map a line.
-pub fn history_edn(history: &History) -> String {
-    let mut out = String::new();
-    for event in &history.events {
-        out.push_str(&event_line(event));
-        out.push('\n');
-    }
-    out
-}
-
 /// The history in columns: index, seconds, process, type, f, value, the rest.
 pub fn history_txt(history: &History) -> String {
     let mut out = String::from("  index     seconds  process  type    f                value\n");
@@ -49,10 +38,10 @@ pub fn history_txt(history: &History) -> String {
             process(event.process),
             kind(event.kind),
             event.f,
-            edn_text(&event.value),
+            event.value,
         );
         for (name, value) in &event.extra {
-            let _ = write!(out, "  :{name} {}", edn_text(value));
+            let _ = write!(out, "  :{name} {value}");
         }
         out.push('\n');
     }
@@ -90,7 +79,7 @@ pub fn pretty(value: &Edn) -> String {
 
 /// Lays a value out from column `indent`, `taken` characters of whose first line are used up.
 fn lay(value: &Edn, indent: usize, taken: usize, out: &mut String) {
-    let line = edn_text(value);
+    let line = value.to_string();
     let top = indent == 0 && matches!(value, Edn::Map(_));
     if !top && indent + taken + line.chars().count() <= WIDTH {
         out.push_str(&line);
@@ -108,7 +97,7 @@ fn lay(value: &Edn, indent: usize, taken: usize, out: &mut String) {
     match value {
         Edn::Map(pairs) => {
             for (i, (key, value)) in pairs.iter().enumerate() {
-                let key = edn_text(key);
+                let key = key.to_string();
                 let _ = write!(out, "{}{key} ", if i > 0 { &next } else { "" });
                 lay(value, inner, key.chars().count() + 1, out);
             }

@@ -8,7 +8,6 @@ use std::fmt::Write;
 
 use super::markup::{duration, escape, grouped, short, verdict};
 use super::plan::{OPS_MAX, Plan, is_guilty};
-use super::standin::edn_text;
 use super::text;
 use super::view::{Op, View};
 use crate::checker::{Anomaly, Valid};
@@ -220,7 +219,7 @@ fn split(value: &Edn) -> (Option<String>, &Edn) {
 }
 
 fn value_text(value: &Edn) -> String {
-    if let Edn::Str(text) = value { text.clone() } else { edn_text(value) }
+    if let Edn::Str(text) = value { text.clone() } else { value.to_string() }
 }
 
 fn tip(op: &Op) -> String {
@@ -237,7 +236,7 @@ fn tip(op: &Op) -> String {
 }
 
 fn describe(event: &Event) -> String {
-    let (kind, value) = (text::kind(event.kind), short(&edn_text(&event.value), 300));
+    let (kind, value) = (text::kind(event.kind), short(&event.value.to_string(), 300));
     let mut words = format!("{}: {kind} {} {value}", event.index, event.f);
     for (name, value) in &event.extra {
         let _ = write!(words, "\n   {name}: {}", short(&value_text(value), 200));

@@ -4,9 +4,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::standin::{Period, periods};
 use super::{Outcome, Test};
 use crate::checker::{Valid, Verdict};
+use crate::history::Period;
 use crate::history::{Event, Kind, Process};
 
 /// An operation of a client.
@@ -108,7 +108,7 @@ impl<'a> View<'a> {
                 ops[at].end = Some(event);
             }
         }
-        let periods = periods(outcome.history);
+        let periods = outcome.history.nemesis_periods();
         let faults: BTreeSet<&String> = periods.iter().map(|period| &period.name).collect();
         let fs: BTreeSet<&str> = ops.iter().map(|op| op.begin.f.as_str()).collect();
         let anomalies = outcome.verdicts.iter().flat_map(|(_, verdict)| &verdict.anomalies);

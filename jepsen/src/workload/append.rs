@@ -21,7 +21,8 @@ fn edn(values: &[u64]) -> Edn {
 fn note_read(worker: &mut Worker, key: u64, answer: &Answer<Found>, extra: &[(&str, Edn)]) {
     let mut value = Edn::Nil;
     if let Answer::Ok(found) = answer {
-        let mut values: Vec<u64> = found.siblings.iter().map(|(value, _)| number(value).unwrap_or(0)).collect();
+        let mut values: Vec<u64> =
+            found.siblings.iter().map(|(value, _)| number(value).unwrap_or(0)).collect();
         values.sort_unstable();
         value = edn(&values);
         worker.memory.insert(key, Memory { context: found.context.clone(), seen: values });

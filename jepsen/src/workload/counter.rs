@@ -40,7 +40,11 @@ fn totals(found: &Found) -> Totals {
 }
 
 fn text(totals: &Totals) -> String {
-    totals.iter().map(|(client, (added, taken))| format!("{client}:{added}:{taken}")).collect::<Vec<_>>().join(";")
+    totals
+        .iter()
+        .map(|(client, (added, taken))| format!("{client}:{added}:{taken}"))
+        .collect::<Vec<_>>()
+        .join(";")
 }
 
 fn value(totals: &Totals) -> i64 {
