@@ -1,7 +1,8 @@
 //! Which processes this runner started, on disk: so that the next one can end what a killed one left behind.
 //!
 //! Nodes stop when the runner's end of their stdin closes, namespaces and mounts go with the last process in
-//! them. Only a node that is stopped by SIGSTOP when its runner is killed stays: it is what the ledger is for.
+//! them. A node that is stopped by SIGSTOP when its runner is killed can't see that. The kernel hangs it up, as an
+//! orphaned process group, but that is not to be relied upon (a session of another shape, a handler): hence this.
 //!
 //! 1. A runner holds the lock of its file as long as it lives; whose lock can be had is dead.
 //! 2. A process is known by its id and its time of start, so that nobody else's is ended.
@@ -83,11 +84,13 @@ fn end(line: &str) -> Option<()> {
     kill_process(Pid::from_raw(i32::try_from(pid).ok()?)?, Signal::KILL).ok()
 }
 
-/// When a process started, in ticks since the machine's boot: field 22 of its `stat`.
+/// When a process started, in ticks since the machine's boot: field 22 of its `stat`. None if it has ended.
 fn started(pid: u32) -> Option<String> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name before it may hold anything, but ends with the last bracket.
-    text.rsplit_once(')')?.1.split_whitespace().nth(19).map(str::to_owned)
+    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
+    // A zombie has ended, whoever is to wait for it.
+    if fields.first() == Some(&"Z") { None } else { fields.get(19).map(|field| (*field).to_owned()) }
 }
 
 #[cfg(test)]

@@ -17,9 +17,7 @@ impl Isolation {
             Ok(()) => (Isolation::Namespaces, Vec::new()),
             Err(why) => (
                 Isolation::Loopback,
-                vec![format!(
-                    "network, clock and disk faults: no namespaces, the nodes share loopback: {why}"
-                )],
+                vec![format!("network and disk faults: no namespaces, the nodes share loopback: {why}")],
             ),
         }
     }
@@ -67,7 +65,15 @@ impl Cluster {
             return Err(Error::Unable("enter_hub was not called before the runtime was made".into()));
         }
         if options.isolation == Isolation::Loopback {
-            left_out.extend(Isolation::probe().1);
+            match Isolation::probe().1 {
+                why if why.is_empty() => {
+                    left_out.push("network and disk faults: loopback was asked for".into())
+                }
+                why => left_out.extend(why),
+            }
+            if options.taps {
+                left_out.push("delay, jitter and duplication: the nodes share loopback".into());
+            }
         }
         let net = subnet();
         let mut nodes =

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use quoral_jepsen::cluster::{Cluster, Disk, Error, Fs, Options, ports};
+use quoral_jepsen::cluster::{Cluster, Disk, Error, Fs, Isolation, Options, ports};
 use quoral_jepsen::edn::Edn;
 use quoral_jepsen::nemesis::{Nemesis, by_name};
 use rand::SeedableRng as _;
@@ -31,6 +31,17 @@ fn seed() -> u64 {
 }
 
 impl World {
+    /// Nodes on loopback, for those who are not root.
+    pub async fn loopback(binary: PathBuf) -> Result<World, Error> {
+        let dir = tempfile::tempdir().map_err(|error| Error::io("a directory", error))?;
+        let seed = seed();
+        let mut options = Options::new(binary, dir.path().to_owned());
+        (options.nodes, options.isolation, options.seed) = (3, Isolation::Loopback, seed);
+        let cluster = Cluster::start(options).await?;
+        println!("{} nodes on loopback; QUORAL_JEPSEN_SEED={seed}", cluster.len());
+        Ok(World { cluster, rng: StdRng::seed_from_u64(seed), _dir: dir })
+    }
+
     pub async fn start(binary: PathBuf) -> Result<World, Error> {
         let mut dir = tempfile::tempdir().map_err(|error| Error::io("a directory", error))?;
         if std::env::var_os("QUORAL_JEPSEN_KEEP").is_some() {
