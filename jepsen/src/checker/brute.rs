@@ -113,7 +113,11 @@ enum Style {
 }
 
 fn register(rng: &mut StdRng, style: Style) -> History {
-    let mut ops = spans(rng, 7);
+    register_of(rng, style, 7)
+}
+
+fn register_of(rng: &mut StdRng, style: Style, most: usize) -> History {
+    let mut ops = spans(rng, most);
     let stamped = matches!(style, Style::Tombs | Style::Stamps);
     for (at, op) in ops.iter_mut().enumerate() {
         let chance: f64 = rng.random();
@@ -262,6 +266,21 @@ fn atomic_zones_and_search_agree_with_all_orders() {
                 ("zones", accepts(&RegisterAtomic::plain(), history)),
                 ("search", searched(history, Naming::Plain)),
             ]
+        },
+    );
+}
+
+#[test]
+fn zones_and_search_agree_on_longer_histories() {
+    agree(
+        4000,
+        |rng| {
+            let most = rng.random_range(10..30);
+            register_of(rng, Style::Writes, most)
+        },
+        |history| {
+            let zones = accepts(&RegisterAtomic::plain(), history);
+            vec![("zones", zones), ("search", searched(history, Naming::Plain))]
         },
     );
 }

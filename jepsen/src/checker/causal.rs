@@ -53,7 +53,9 @@ struct Siblings<'a> {
     names: Vec<Val>,
     writes: Vec<Write<'a>>,
     reads: Vec<Read<'a>>,
-    /// Of each value: the writes that cover it, and the places of the reads that have it.
+    /// Of each value: its writes (one, if values are unique), the writes that cover it, and the places of the
+    /// reads that have it.
+    written: Vec<Vec<usize>>,
     coverers: Vec<Vec<usize>>,
     holders: Vec<Vec<usize>>,
     /// From where on reads must have seen it, and whether a read rather than its write says so.
@@ -97,11 +99,13 @@ impl<'a> Siblings<'a> {
 
     fn index(&mut self, monotonic: bool) {
         let count = self.names.len();
+        self.written = vec![Vec::new(); count];
         (self.coverers, self.holders) = (vec![Vec::new(); count], vec![Vec::new(); count]);
         (self.known, self.gone) = (vec![(u64::MAX, false); count], vec![u64::MAX; count]);
         for (at, write) in self.writes.iter().enumerate() {
             write.covers.iter().for_each(|value| self.coverers[*value].push(at));
             if let Some(value) = write.value {
+                self.written[value].push(at);
                 self.known[value] = self.known[value].min((write.op.end, false));
             }
         }
@@ -215,7 +219,7 @@ impl<'a> Siblings<'a> {
     /// Events about a value and a read: the write, who covers it, the read.
     fn events(&self, value: usize, read: &Read) -> Vec<u64> {
         let of = |op: &Operation| [op.begin, op.end];
-        let writes = self.writes.iter().filter(|write| write.value == Some(value));
+        let writes = self.written[value].iter().map(|at| &self.writes[*at]);
         let coverers = self.coverers[value].iter().map(|at| &self.writes[*at]);
         let mut events: Vec<u64> =
             writes.chain(coverers).take(6).flat_map(|write| of(write.op)).chain(of(read.op)).collect();

@@ -49,7 +49,7 @@ mod tests {
     fn the_worst_counts_and_each_has_its_results() {
         let all = || -> Compose {
             let atomic = Box::new(RegisterAtomic::plain());
-            Compose::new("all", vec![Box::new(Availability::default()), Box::new(NeverFromNowhere), atomic])
+            Compose::new("all", vec![Box::new(NeverFromNowhere), atomic, Box::new(Availability::default())])
         };
         let mut draft = Draft::new();
         draft.done(1, "write", 0, 1_i64, &[]);

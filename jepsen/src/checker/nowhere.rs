@@ -38,7 +38,7 @@ impl Checker for NeverFromNowhere {
                 if write.is_some_and(|write| write.outcome != Kind::Fail && write.begin < read.end) {
                     continue;
                 }
-                let what = match write {
+                let what = || match write {
                     Some(write) if write.outcome == Kind::Fail => "surely not applied, and read",
                     Some(_) => "read before it was written",
                     None if written.keys().any(|(_, other)| *other == place.1) => "a value of another key",
@@ -47,7 +47,7 @@ impl Checker for NeverFromNowhere {
                 let mut events = vec![read.begin, read.end];
                 events.extend(write.into_iter().flat_map(|write| [write.begin, write.end]));
                 events.retain(|event| *event != u64::MAX);
-                findings.wrong(Some(read.key), events, || format!("{what}: {}", place.1));
+                findings.wrong(Some(read.key), events, || format!("{}: {}", what(), place.1));
             }
         }
         if values == 0 {

@@ -58,9 +58,9 @@ impl Checker for RegisterAtomic {
         for (key, ops) in &keys {
             reads += ops.iter().filter(|op| !op.write).count();
             let naming = naming(self.by_stamp, ops);
+            let mut found = Vec::new();
             if unique(ops, naming) {
-                let versions = clusters(ops, naming);
-                let found = zones(&versions);
+                found = zones(&clusters(ops, naming));
                 if found.is_empty() || !any_purged(ops) {
                     by_zones += 1;
                     for (text, events) in found {
@@ -72,7 +72,13 @@ impl Checker for RegisterAtomic {
             by_search += 1;
             match ordered(ops, naming, deadline) {
                 Order::Found => {}
-                Order::None(text, events) => findings.wrong(Some(*key), events, || text),
+                Order::None(text, events) => {
+                    // If there are zones too, they say better why.
+                    found.push((text, events));
+                    for (text, events) in found {
+                        findings.wrong(Some(*key), events, || text);
+                    }
+                }
                 Order::Undecided => {
                     undecided += 1;
                     findings.unsure();
@@ -84,6 +90,10 @@ impl Checker for RegisterAtomic {
         }
         findings.figure("keys", keys.len());
         findings.figure("reads", reads);
+        if self.by_stamp {
+            let plain = keys.values().filter(|ops| naming(true, ops) == Naming::Plain).count();
+            findings.figure("keys-without-stamps", plain);
+        }
         findings.figure("keys-by-zones", by_zones);
         findings.figure("keys-by-search", by_search);
         findings.figure("keys-undecided", undecided);

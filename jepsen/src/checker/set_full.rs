@@ -257,6 +257,16 @@ mod tests {
     }
 
     #[test]
+    fn events_of_one_moment_are_told_apart_by_their_order() {
+        let mut draft = Draft::new();
+        draft.invoke(2, "read", 0, Edn::Nil).done(1, "add", 0, 1_i64, &[]);
+        draft.ok(2, Edn::Vector(Vec::new()), &[]).done(1, "read", 0, Edn::vector([1_i64]), &[]);
+        let mut history = draft.history();
+        history.events.iter_mut().for_each(|event| event.time = 0);
+        assert_eq!(SetFull { linearizable: true }.check(&history).valid, Valid::Yes);
+    }
+
+    #[test]
     fn an_element_is_in_a_read_once() {
         let mut draft = Draft::new();
         draft.done(1, "add", 0, 1_i64, &[]).done(1, "read", 0, Edn::vector([1_i64, 1]), &[]);

@@ -173,28 +173,76 @@ fn collections() {
     measure("33 333 keys of three replicas", &Convergence, &draft.history());
 }
 
+/// The history of a database that answers one read in ten with an older read's answer.
+fn spoiled(mut history: History) -> History {
+    let mut rng = StdRng::seed_from_u64(2);
+    let reads: Vec<usize> = (0..history.events.len())
+        .filter(|at| history.events[*at].f == "read" && history.events[*at].kind == Kind::Ok)
+        .collect();
+    let answers: Vec<_> = reads
+        .iter()
+        .map(|at| (history.events[*at].value.clone(), history.events[*at].extra.clone()))
+        .collect();
+    for (place, at) in reads.iter().enumerate().skip(1).filter(|(place, _)| place % 10 == 0) {
+        let (value, extra) = &answers[rng.random_range(place / 2..place)];
+        if value.as_list().map(|own| &own[0]) == history.events[*at].value.as_list().map(|own| &own[0]) {
+            (history.events[*at].value, history.events[*at].extra) = (value.clone(), extra.clone());
+        }
+    }
+    history
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn bad_ones() {
+    let expect = |what: &str, checker: &dyn Checker, history: &History, valid: &[Valid]| {
+        let start = Instant::now();
+        let verdict = checker.check(history);
+        let found = verdict.figures.last().map(|(_, count)| count.to_string()).unwrap_or_default();
+        println!("{:20} {what:40} {:>9.1?}  {found} anomalies", checker.name(), start.elapsed());
+        assert!(valid.contains(&verdict.valid), "{:?}", verdict.valid);
+    };
+    let no = &[Valid::No];
+    let history = spoiled(register(10, 1, true));
+    expect("spoiled", &RegisterAtomic::stamped(), &history, no);
+    expect("spoiled, by search", &RegisterAtomic::plain(), &history, &[Valid::No, Valid::Unknown]);
+    expect("spoiled", &RegisterRegular, &history, no);
+    expect("spoiled", &Stamps, &history, no);
+    expect("spoiled", &Monotonic, &history, no);
+    expect("spoiled", &Stale::default(), &history, &[Valid::Yes]);
+    let mut nobody = history;
+    nobody.events.retain(|event| event.f == "read");
+    expect("no writes", &NeverFromNowhere, &nobody, no);
+    expect("no writes", &RegisterAtomic::stamped(), &nobody, no);
+    expect("one key, spoiled", &Causal::default(), &spoiled(causes(1)), no);
+    expect("100 keys, spoiled", &Causal::default(), &spoiled(causes(100)), no);
+}
+
 #[test]
 #[ignore = "a measurement"]
 fn siblings() {
     for keys in [1, 100] {
-        let ask = |rng: &mut StdRng, number, state: &(Vec<Edn>, Vec<Edn>)| {
-            let covers = || vec![("covers", Edn::Vector(state.0.clone()))];
-            match rng.random_range(0..100) {
-                0..50 => ("append", Edn::from(number), covers()),
-                50..52 => ("delete", Edn::Nil, covers()),
-                _ => ("read", Edn::Nil, Vec::new()),
-            }
-        };
-        let apply = |state: &mut (Vec<Edn>, Vec<Edn>), own: &mut Busy| {
-            let covers = own.extra.first().and_then(|(_, covers)| covers.as_list()).unwrap_or_default();
-            state.0.retain(|value| !covers.contains(value));
-            match own.f {
-                "append" => state.0.push(own.value.clone()),
-                "read" => own.value = Edn::Vector(state.0.clone()),
-                _ => {}
-            }
-        };
-        let history = run(10, keys, ask, apply);
-        measure(&format!("10 clients, {keys} keys"), &Causal::default(), &history);
+        measure(&format!("10 clients, {keys} keys"), &Causal::default(), &causes(keys));
     }
+}
+
+fn causes(keys: u64) -> History {
+    let ask = |rng: &mut StdRng, number, state: &(Vec<Edn>, Vec<Edn>)| {
+        let covers = || vec![("covers", Edn::Vector(state.0.clone()))];
+        match rng.random_range(0..100) {
+            0..50 => ("append", Edn::from(number), covers()),
+            50..52 => ("delete", Edn::Nil, covers()),
+            _ => ("read", Edn::Nil, Vec::new()),
+        }
+    };
+    let apply = |state: &mut (Vec<Edn>, Vec<Edn>), own: &mut Busy| {
+        let covers = own.extra.first().and_then(|(_, covers)| covers.as_list()).unwrap_or_default();
+        state.0.retain(|value| !covers.contains(value));
+        match own.f {
+            "append" => state.0.push(own.value.clone()),
+            "read" => own.value = Edn::Vector(state.0.clone()),
+            _ => {}
+        }
+    };
+    run(10, keys, ask, apply)
 }

@@ -117,7 +117,10 @@ mod tests {
         draft.lost(1, "write", 0, 1_i64, &[]).done(2, "write", 0, 2_i64, &[]).done(2, "read", 0, 1_i64, &[]);
         draft.done(2, "delete", 1, Edn::Nil, &[]).done(2, "write", 1, 1_i64, &[]);
         draft.done(2, "delete", 1, Edn::Nil, &[]).done(2, "read", 1, Edn::Nil, &[]);
+        draft.done(2, "write", 2, 1_i64, &[]).invoke(2, "write", 2, 2_i64).invoke(3, "read", 2, Edn::Nil);
+        draft.ok(2, 2_i64, &[]).ok(3, 1_i64, &[]);
         let verdict = Stale { limit: Some(Duration::ZERO) }.check(&draft.history());
         assert_eq!(verdict.valid, Valid::Yes, "{verdict:?}");
+        assert!(verdict.figures.contains(&("stale-reads".to_owned(), Edn::Int(0))));
     }
 }

@@ -71,6 +71,8 @@ mod tests {
         let mut draft = Draft::new();
         draft.invoke(1, "write", 0, 1_i64).done(2, "write", 0, 2_i64, &stamp(5)).ok(1, 1_i64, &stamp(4));
         draft.done(3, "write", 1, 3_i64, &stamp(1)).done(3, "read", 0, 2_i64, &stamp(5));
+        draft.invoke(1, "write", 2, 1_i64).invoke(2, "write", 2, 2_i64);
+        draft.ok(1, 1_i64, &stamp(5)).ok(2, 2_i64, &stamp(4));
         assert_eq!(Stamps.check(&draft.history()).valid, Valid::Yes);
         assert_eq!(Stamps.check(&Draft::new().history()).valid, Valid::Unknown);
     }
