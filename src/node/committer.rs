@@ -322,6 +322,7 @@ fn mint_cause(error: MintError) -> Cause {
         MintError::Load(error) => load_cause(&error),
         MintError::Clock(too_far) => Cause::ClockSkew(too_far.to_string()),
         MintError::TooManySiblings(count) => Cause::TooManySiblings(count),
+        MintError::Forged => Cause::Invalid(Invalid::new("context", error.to_string())),
         MintError::TooLarge(_) => Cause::Invalid(Invalid::new("value", error.to_string())),
     }
 }

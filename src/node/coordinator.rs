@@ -194,6 +194,7 @@ impl Coordinator {
     ) -> Result<WriteDone, Failure> {
         let now = self.driver.clock.wall();
         self.check_clock(now, seen.stamp)?;
+        self.check_agreed(now, route, w)?;
         let homes: Vec<_> = route.homes.iter().map(|node| (*node, self.is_reachable(*node))).collect();
         self.check_room(&homes, w)?;
         let plan = put::Plan {
@@ -237,6 +238,23 @@ impl Coordinator {
         let with_room = homes.iter().filter(|(node, reachable)| *reachable && !full(*node)).count();
         if reachable >= usize::from(w) && with_room < usize::from(w) {
             return Err(Failure::early(Cause::Overloaded(limits::RETRY_DELAY)));
+        }
+        Ok(())
+    }
+
+    /// Refuses a write whose stamp so many home replicas would refuse that the rest are too few: it would only
+    /// leave a copy here that nobody can write over.
+    fn check_agreed(&self, now: WallMs, route: &Route, w: u8) -> Result<(), Failure> {
+        let (last, limit) =
+            self.driver.committer.with_minter(|minter| (minter.clock().last(), minter.clock().max_skew_ms()));
+        let stamp = now.max(last.wall());
+        let (me, links) = (self.driver.me, &self.driver.links);
+        let reachable = || route.homes.iter().filter(|node| self.is_reachable(**node));
+        let agree = reachable().filter(|node| **node == me || links.would_take(**node, stamp, limit)).count();
+        if agree < usize::from(w) && reachable().count() >= usize::from(w) {
+            self.driver.metrics.clock_skew.inc();
+            let problem = format!("this node's stamps are at {stamp}, ahead of what other replicas take");
+            return Err(Failure::early(Cause::ClockSkew(problem)));
         }
         Ok(())
     }
@@ -309,9 +327,11 @@ impl Coordinator {
             Sent::Answered(forwarded::Kind::Delete(done)) => {
                 Ok(WriteDone { context: done.context, w: done.w, acks: done.acks, stamp: done.stamp })
             }
-            Sent::Lost(node) => Err(forward_failure(route, w, Cause::TooFewAcks, Applied::Maybe, vec![node])),
+            Sent::Lost(node) => {
+                Err(self.forward_failure(route, w, Cause::TooFewAcks, Applied::Maybe, vec![node]))
+            }
             Sent::Answered(_) | Sent::NobodyUp => {
-                Err(forward_failure(route, w, Cause::Unavailable, Applied::No, route.homes.clone()))
+                Err(self.forward_failure(route, w, Cause::Unavailable, Applied::No, route.homes.clone()))
             }
         }
     }
@@ -338,10 +358,33 @@ impl Coordinator {
                 r: done.r,
                 replies: done.replies,
             }),
-            Sent::Lost(node) => Err(forward_failure(route, r, Cause::TooFewAcks, Applied::No, vec![node])),
-            Sent::Answered(_) | Sent::NobodyUp => {
-                Err(forward_failure(route, r, Cause::Unavailable, Applied::No, route.homes.clone()))
+            Sent::Lost(node) => {
+                Err(self.forward_failure(route, r, Cause::TooFewAcks, Applied::No, vec![node]))
             }
+            Sent::Answered(_) | Sent::NobodyUp => {
+                Err(self.forward_failure(route, r, Cause::Unavailable, Applied::No, route.homes.clone()))
+            }
+        }
+    }
+
+    fn forward_failure(
+        &self,
+        route: &Route,
+        required: u8,
+        cause: Cause,
+        applied: Applied,
+        silent: Vec<NodeId>,
+    ) -> Failure {
+        let alive = route.homes.iter().filter(|node| self.is_reachable(**node)).count();
+        let alive = u32::try_from(alive).unwrap_or(u32::MAX);
+        Failure {
+            cause,
+            applied,
+            required: required.into(),
+            received: 0,
+            alive,
+            layout_version: route.map.layout.version,
+            silent,
         }
     }
 
@@ -441,8 +484,9 @@ impl Coordinator {
 /// what failed is that node's own.
 fn another_home_may(failure: &Failure) -> bool {
     let own = match failure.cause.kind() {
-        Cause::Storage(_) | Cause::NotServing(_) | Cause::ClockSkew(_) => true,
-        Cause::Overloaded(_) | Cause::Unavailable => true,
+        Cause::Storage(_) | Cause::NotServing(_) | Cause::ClockSkew(_) | Cause::Unavailable => true,
+        // Sent on, it would only spread the load that is too much.
+        Cause::Overloaded(_) => false,
         Cause::TooFewAcks | Cause::InDoubt(_) | Cause::TooManySiblings(_) => false,
         Cause::Invalid(_) | Cause::UnknownKeyspace(_) | Cause::Unbuilt(_) | Cause::Forwarded { .. } => false,
     };
@@ -467,24 +511,6 @@ fn client_context(bytes: &Bytes, route: &Route, key: &Key) -> Result<ClientConte
         return Ok(ClientContext { key_tag, dots: Context::new(), stamp: Stamp::default() });
     }
     codec::decode_context(bytes, key_tag)
-}
-
-fn forward_failure(
-    route: &Route,
-    required: u8,
-    cause: Cause,
-    applied: Applied,
-    silent: Vec<NodeId>,
-) -> Failure {
-    Failure {
-        cause,
-        applied,
-        required: required.into(),
-        received: 0,
-        alive: 0,
-        layout_version: route.map.layout.version,
-        silent,
-    }
 }
 
 fn write_to_wire(request: WriteRequest, w: u8) -> forward::Request {

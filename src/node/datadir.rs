@@ -213,6 +213,14 @@ impl DataDir {
         self.path.join(STORAGE)
     }
 
+    /// Makes it another disk, with a new life: what it held is lost. On stable storage when this returns.
+    pub fn renew(&mut self, disk: DiskId, incarnation: Incarnation) -> Result<(), DataDirError> {
+        let (cluster_id, node_id) = (self.cluster_id, self.node_id);
+        write_identity(&self.path, Identity { cluster_id, node_id, disk_id: disk, incarnation })?;
+        (self.disk_id, self.incarnation) = (disk, incarnation);
+        Ok(())
+    }
+
     /// Begins a new life of the data; it is on stable storage when this returns.
     pub fn set_incarnation(&mut self, new: Incarnation) -> Result<(), DataDirError> {
         if new <= self.incarnation {

@@ -21,7 +21,7 @@ use crate::replica::mint::{Mint, Minted};
 use crate::rpc::peer_link::Lost;
 use crate::rpc::proto::{self, answer, operation};
 use crate::telemetry::metrics::Metrics;
-use crate::types::error::{Cause, Failure};
+use crate::types::error::{Applied, Cause, Failure};
 use crate::types::ids::{KeyspaceId, NodeId};
 use crate::types::key::Key;
 use crate::types::time::Mono;
@@ -97,7 +97,9 @@ impl Driver {
         let (reply, answer) = oneshot::channel();
         let driver = self.clone();
         tokio::spawn(async move { driver.run_put(plan, place, write, reply).await });
-        answer.await.unwrap_or_else(|_| Err(Failure::early(Cause::NotServing("stopping".into()))))
+        // The task is gone, with the runtime or by a fault: what it had stored is not known.
+        let lost = Failure { applied: Applied::Maybe, ..Failure::early(Cause::TooFewAcks) };
+        answer.await.unwrap_or(Err(lost))
     }
 
     async fn run_put(

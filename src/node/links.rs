@@ -11,13 +11,13 @@ use tokio::sync::watch;
 use tonic::transport::Channel;
 
 use super::committer::Committer;
-use super::env::{ClusterClock, Env};
+use super::env::{Clock, ClusterClock, Env};
 use crate::ring::layout::ClusterMap;
 use crate::rpc::peer_link::{self, LinkError, PeerLink, Preamble};
 use crate::rpc::proto;
 use crate::telemetry::metrics::Metrics;
 use crate::types::ids::{ClusterId, DiskId, Incarnation, NodeId, Nonce};
-use crate::types::time::WallMs;
+use crate::types::time::{Mono, WallMs};
 use crate::version::hlc::Stamp;
 
 /// Version of the protocol between nodes.
@@ -37,6 +37,8 @@ pub struct Me {
     pub disk: DiskId,
     /// Its life.
     pub incarnation: Incarnation,
+    /// How often the node has been started on this data directory.
+    pub starts: u64,
     /// This start.
     pub nonce: Nonce,
 }
@@ -75,6 +77,17 @@ pub struct Links {
     map: watch::Receiver<Arc<ClusterMap>>,
     peers: Mutex<BTreeMap<NodeId, Peer>>,
     contacts: watch::Sender<BTreeMap<NodeId, Contact>>,
+    told: Mutex<BTreeMap<NodeId, Told>>,
+}
+
+/// What a peer said of its clocks.
+#[derive(Debug, Clone, Copy)]
+struct Told {
+    /// Its last stamp.
+    hlc: Stamp,
+    /// What it believes the wall clock to be, and when it came.
+    believed: WallMs,
+    at: Mono,
 }
 
 impl Preamble for Links {
@@ -86,6 +99,7 @@ impl Preamble for Links {
             layout_version: self.map.borrow().layout.version.0,
             operations: Vec::new(),
             wall_ms: self.clock.own_wall().0,
+            believed_ms: self.clock.wall().0,
         }
     }
 }
@@ -101,7 +115,17 @@ impl Links {
         map: watch::Receiver<Arc<ClusterMap>>,
     ) -> Arc<Links> {
         let contacts = watch::Sender::default();
-        Arc::new(Links { me, env, clock, committer, metrics, map, peers: Mutex::default(), contacts })
+        Arc::new(Links {
+            me,
+            env,
+            clock,
+            committer,
+            metrics,
+            map,
+            peers: Mutex::default(),
+            contacts,
+            told: Mutex::default(),
+        })
     }
 
     /// Starts the task of each peer of the cluster map.
@@ -149,6 +173,7 @@ impl Links {
             disk_id: self.me.disk.to_string(),
             nonce: self.me.nonce.to_string(),
             incarnation: self.me.incarnation.0,
+            starts: self.me.starts,
             expected_node_id: peer.to_string(),
         }
     }
@@ -198,9 +223,22 @@ impl Links {
         self.contacts.send_if_modified(|contacts| contacts.insert(peer, contact.clone()) != Some(contact));
     }
 
-    /// Notes what a peer's wall clock says.
-    pub fn heard_wall(&self, from: NodeId, wall: WallMs) {
+    /// Notes what a peer says of its clocks: its last stamp, its wall clock, and what it believes of that.
+    pub fn heard(&self, from: NodeId, hlc: Stamp, wall: WallMs, believed: WallMs) {
         self.clock.heard(from, wall);
+        let told = Told { hlc, believed, at: self.clock.mono() };
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(from, told);
+        self.observe_clock(&from.to_string(), hlc);
+    }
+
+    /// Whether a peer would take a stamp of this millisecond, as far as it is known here: one that it refuses had
+    /// better not be issued. What it said may have been under way as long as the skew allowed.
+    pub fn would_take(&self, node: NodeId, stamp: WallMs, max_skew_ms: u64) -> bool {
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner).get(&node).copied();
+        let Some(told) = told else { return true };
+        let passed_ms = self.clock.mono().micros_since(told.at) / 1_000;
+        let limit = (told.believed.0 + passed_ms).max(told.hlc.wall().0);
+        stamp.0 <= limit.saturating_add(2 * max_skew_ms)
     }
 
     /// Follows a peer's clock, unless it is too far ahead.

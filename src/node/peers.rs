@@ -2,16 +2,19 @@
 //!
 //! Rules:
 //! 1. A peer of another cluster, another protocol or not in the cluster map is refused, and told why.
-//! 2. The data directory of each node is remembered, durably, before it is admitted: one with another disk
-//!    under a known node id has lost its disk, and must not vote in a read quorum. It is refused until
-//!    repair can refill it.
+//! 2. The data directory of each node is remembered, durably, before it is admitted, with the count of its starts:
+//!    one with another disk under a known node id has lost its disk, one with fewer starts is an older copy
+//!    of it. Neither may vote in a read quorum; both are refused until repair can refill them.
 //! 3. Of two live processes with one node id the later is refused.
 //! 4. An operation under another layout version, or on a partition that is not this node's, is refused.
-//! 5. A fresh record with a stamp that is too far ahead of the own clock is refused (F17).
+//! 5. Until this node is admitted itself it carries out nothing, so what it may have lost is no answer.
+//! 6. A fresh record with a stamp that is too far ahead of the own clock is refused (F17).
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use tonic::Status;
 
 use super::committer::{Incoming, Job};
@@ -24,8 +27,9 @@ use crate::replica::apply::Outcome;
 use crate::replica::fetch::{self, Fetched};
 use crate::replica::scan;
 use crate::ring::preflist::homes;
+use crate::rpc::convert;
 use crate::rpc::peer_service::{PeerHandler, Reply, Sender};
-use crate::rpc::proto::{self, answer, fetched, operation, refusal::Reason};
+use crate::rpc::proto::{self, answer, fetched, forwarded, operation, refusal::Reason};
 use crate::rpc::transport::BoxFuture;
 use crate::storage::{Batch, schema};
 use crate::types::error::Cause;
@@ -35,6 +39,8 @@ use crate::types::time::WallMs;
 use crate::version::codec;
 use crate::version::hlc::Stamp;
 use crate::version::record::Digest;
+
+const NOT_ADMITTED: &str = "this node is not yet admitted by its peers";
 
 #[derive(Debug, Clone, Default)]
 struct Admitted {
@@ -54,8 +60,25 @@ pub struct Peers {
     pub links: Arc<Links>,
     /// Who has said hello, and is it still there.
     admitted: Mutex<BTreeMap<NodeId, Admitted>>,
+    /// Whether this node is admitted itself.
+    is_admitted: Arc<AtomicBool>,
     /// One hello at a time: what is remembered of a disk is read and written together.
     hello: tokio::sync::Mutex<()>,
+}
+
+/// What is remembered of another node's data directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct KnownLife {
+    disk: DiskId,
+    /// How often it had been started, and the nonce of that start: two starts with one count are two copies.
+    starts: u64,
+    nonce: u64,
+}
+
+/// A nonce as a number: a hash of its text, whatever a stranger sends.
+fn nonce_of(text: &str) -> u64 {
+    let hash = blake3::hash(text.as_bytes());
+    hash.as_bytes().iter().take(8).fold(0, |all, byte| all << 8 | u64::from(*byte))
 }
 
 /// Why a caller is refused, and whether trying again is of no use.
@@ -63,8 +86,15 @@ struct Refused(String, bool);
 
 impl Peers {
     /// A node that has met nobody.
-    pub fn new(me: Me, coordinator: Arc<Coordinator>, maps: Arc<Maps>, links: Arc<Links>) -> Peers {
+    pub fn new(
+        me: Me,
+        coordinator: Arc<Coordinator>,
+        maps: Arc<Maps>,
+        links: Arc<Links>,
+        is_admitted: Arc<AtomicBool>,
+    ) -> Peers {
         Peers {
+            is_admitted,
             me,
             coordinator,
             maps,
@@ -102,7 +132,8 @@ impl Peers {
             return again(format!("disk_id: {:?} is not a disk id", request.disk_id));
         };
         self.judge_life(member.id, &request.nonce)?;
-        self.judge_disk(member.id, &member.name, disk).await
+        let life = KnownLife { disk, starts: request.starts, nonce: nonce_of(&request.nonce) };
+        self.judge_disk(member.id, &member.name, life).await
     }
 
     /// Rule 3.
@@ -117,27 +148,42 @@ impl Peers {
     }
 
     /// Rule 2.
-    async fn judge_disk(&self, node: NodeId, name: &str, disk: DiskId) -> Result<(), Refused> {
+    async fn judge_disk(&self, node: NodeId, name: &str, life: KnownLife) -> Result<(), Refused> {
         let committer = &self.coordinator.driver.committer;
         let key = schema::meta_key(&format!("{}{node}", schema::META_PEERS));
         let known = committer.storage().get(&key).map_err(|e| Refused(e.to_string(), false))?;
-        let known = known.and_then(|value| {
-            let body = schema::open(&key, &value).ok()?;
-            Some(DiskId(u64::from_be_bytes(body.try_into().ok()?)))
+        let known = known.map(|value| {
+            let body = schema::open(&key, &value).map_err(|damaged| damaged.to_string());
+            body.and_then(|body| postcard::from_bytes::<KnownLife>(body).map_err(|bad| bad.to_string()))
         });
+        let known = known.transpose().map_err(|bad| {
+            Refused(format!("what is remembered here of node {node} ({name}) is damaged: {bad}"), false)
+        })?;
         match known {
-            Some(known) if known == disk => Ok(()),
-            Some(known) => Err(Refused(
+            Some(known) if known == life => Ok(()),
+            Some(known) if known.disk == life.disk && known.starts >= life.starts => Err(Refused(
                 format!(
-                    "node {node} ({name}) is known with data directory {known} and comes with {disk}: its disk is \
-                     lost or is another's; an empty directory must not vote, and refilling one is not built yet. \
-                     Start it on its own data directory"
+                    "node {node} ({name}) was met at start {} of its data directory and comes with start {}: it is \
+                     an older copy, restored from a backup perhaps. What it has lost since must not vote, and \
+                     refilling it is not built yet. Start it on its latest data directory",
+                    known.starts, life.starts
                 ),
                 true,
             )),
-            None => {
+            Some(known) if known.disk != life.disk => Err(Refused(
+                format!(
+                    "node {node} ({name}) is known with data directory {} and comes with {}: its disk is \
+                     lost or is another's; an empty directory must not vote, and refilling one is not built yet. \
+                     Start it on its own data directory",
+                    known.disk, life.disk
+                ),
+                true,
+            )),
+            _ => {
+                // A KnownLife has no fallible Serialize.
+                let body = postcard::to_extend(&life, Vec::new()).expect("a Vec takes any life");
                 let mut batch = Batch::new();
-                batch.put(key.clone(), schema::seal(&key, &disk.0.to_be_bytes()));
+                batch.put(key.clone(), schema::seal(&key, &body));
                 committer.write(batch).await.map_err(|cause| Refused(format!("{cause:?}"), false))
             }
         }
@@ -339,9 +385,8 @@ impl PeerHandler for Peers {
         }
     }
 
-    fn observe_clock(&self, from: NodeId, clock: Stamp, wall: WallMs) {
-        self.links.heard_wall(from, wall);
-        self.links.observe_clock(&from.to_string(), clock);
+    fn observe_clock(&self, from: NodeId, clock: Stamp, wall: WallMs, believed: WallMs) {
+        self.links.heard(from, clock, wall, believed);
     }
 
     fn clock(&self) -> Stamp {
@@ -349,7 +394,11 @@ impl PeerHandler for Peers {
     }
 
     fn operation(&self, from: Sender, mut operation: proto::Operation, reply: Reply) {
-        match operation.kind.take() {
+        let kind = operation.kind.take();
+        if !self.is_admitted.load(Ordering::Acquire) && !matches!(kind, Some(operation::Kind::Ping(_))) {
+            return reply.refuse(Reason::NotServing, NOT_ADMITTED);
+        }
+        match kind {
             Some(operation::Kind::Store(store)) => {
                 self.on_key(from, &operation, false, reply, |place, reply| {
                     self.store(from, place, store, reply)
@@ -377,7 +426,10 @@ impl PeerHandler for Peers {
                             let kind = Some(coordinator.forwarded(forward).await);
                             reply.send(answer::Kind::Forwarded(proto::Forwarded { kind }));
                         }
-                        Err(failure) => reply.refuse(Reason::NotServing, failure.to_string()),
+                        Err(failure) => {
+                            let kind = Some(forwarded::Kind::Failed(convert::forward_failed(&failure)));
+                            reply.send(answer::Kind::Forwarded(proto::Forwarded { kind }));
+                        }
                     }
                 });
             }
@@ -392,6 +444,11 @@ impl PeerHandler for Peers {
     }
 
     fn decree(&self, request: proto::DecreeRequest) -> BoxFuture<'_, Result<proto::DecreeResponse, Status>> {
-        Box::pin(self.maps.answer_decree(request))
+        Box::pin(async move {
+            if !self.is_admitted.load(Ordering::Acquire) {
+                return Err(Status::unavailable(NOT_ADMITTED));
+            }
+            self.maps.answer_decree(request).await
+        })
     }
 }

@@ -11,7 +11,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -70,6 +70,8 @@ pub struct Disk {
     pub id: DiskId,
     /// Its life.
     pub incarnation: Incarnation,
+    /// How often a node has been started on it, this time included.
+    pub starts: u64,
 }
 
 /// A node that runs until it is stopped or dropped.
@@ -81,6 +83,8 @@ pub struct Node {
     committer: Committer,
     gossip: GossipHandle,
     tasks: Vec<JoinHandle<()>>,
+    /// Peers may ask it.
+    is_admitted: Arc<AtomicBool>,
 }
 
 impl Drop for Node {
@@ -185,6 +189,7 @@ impl Node {
             node: config.node.id,
             disk: disk.id,
             incarnation: disk.incarnation,
+            starts: disk.starts,
             nonce: Nonce(env.random()),
         };
         let committer = start_committer(&env, config, storage, disk, &metrics)?;
@@ -225,7 +230,8 @@ impl Node {
             durability: config.node.durability,
             client_address: config.listen.advertised_client(),
         });
-        let peers = Arc::new(Peers::new(me, coordinator, maps.clone(), links.clone()));
+        let is_admitted = Arc::new(AtomicBool::new(false));
+        let peers = Arc::new(Peers::new(me, coordinator, maps.clone(), links.clone(), is_admitted.clone()));
         let mut node = Node {
             service,
             serving,
@@ -237,6 +243,7 @@ impl Node {
             committer: committer.clone(),
             gossip: gossip.clone(),
             tasks: Vec::new(),
+            is_admitted,
         };
         node.serve(ports, peers, Arc::new(Ready { serving: serving_seen, metrics: metrics.clone() })).await?;
         links.connect_all();
@@ -350,6 +357,7 @@ impl Node {
             batch.put(key.clone(), schema::seal(&key, &[1]));
             self.committer.write(batch).await.map_err(|c| StartError::Storage(format!("{c:?}")))?;
         }
+        self.is_admitted.store(true, Ordering::Release);
         Ok(())
     }
 

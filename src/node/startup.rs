@@ -9,6 +9,7 @@ use super::datadir::{DataDir, DataDirError};
 use super::env::Env;
 use super::maps::{map_batch, stored_map};
 use super::server::{Disk, Node};
+use crate::replica::mint::stored_number;
 use crate::ring::layout::{ClusterMap, Member};
 use crate::ring::partition::Partitions;
 use crate::storage::sled::SledStorage;
@@ -80,6 +81,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send) -> R
     let mut dir = DataDir::open(path, cluster, node, || DiskId(env.random()), env.clock.wall())?;
     let storage: Arc<dyn Storage> =
         Arc::new(SledStorage::open(&dir.storage_path(), config.storage.cache_bytes)?);
+    check_disk(&mut dir, &*storage, &env)?;
     let disk = begin_life(&mut dir, &*storage, &env, config.node.durability)?;
     let map = starting_map(&*storage, bootstrap)?;
     tracing::info!(node = %node, name = %config.node.name, cluster = %cluster, map = %map.version, "starting");
@@ -107,11 +109,39 @@ async fn serve(node: &Node) -> Result<(), StartError> {
     }
 }
 
+/// Holds the engine's files against the data directory that they are in. Files that say nothing are new: what the
+/// directory held before, if anything, is lost, so it is a new disk, which the other nodes know how to judge.
+fn check_disk(dir: &mut DataDir, storage: &dyn Storage, env: &Env) -> Result<(), StartError> {
+    let key = schema::meta_key(schema::META_DISK);
+    let bad = |problem: String| StartError::Storage(format!("{}: {problem}", dir.storage_path().display()));
+    if let Some(value) = storage.get(&key)? {
+        let body = schema::open(&key, &value).map_err(|damaged| bad(damaged.to_string()))?;
+        let found = body.try_into().map(|body| DiskId(u64::from_be_bytes(body)));
+        return match found {
+            Ok(found) if found == dir.disk_id => Ok(()),
+            Ok(found) => {
+                Err(bad(format!("is of data directory {found}, identity.toml says {}", dir.disk_id)))
+            }
+            Err(_) => Err(bad("its disk id is damaged".into())),
+        };
+    }
+    if !dir.fresh {
+        let (disk, now) = (DiskId(env.random()), env.clock.wall());
+        tracing::warn!(old = %dir.disk_id, new = %disk, "the storage is empty: what this directory held is lost");
+        dir.renew(disk, Incarnation(now.0.max(dir.incarnation.0 + 1)))?;
+    }
+    let mut batch = Batch::new();
+    batch.put(key.clone(), schema::seal(&key, &dir.disk_id.0.to_be_bytes()));
+    storage.write(&batch)?;
+    Ok(storage.sync()?)
+}
+
 const RUNNING_INTERVAL: &[u8] = b"running, durability interval";
 const RUNNING_ALWAYS: &[u8] = b"running, durability always";
 const STOPPED: &[u8] = b"stopped";
 
-/// Takes a new incarnation if the last life may have lost what it acknowledged, and marks this life as begun.
+/// Takes a new incarnation if the last life may have lost what it acknowledged, and marks this life as begun, and
+/// counted.
 fn begin_life(
     dir: &mut DataDir,
     storage: &dyn Storage,
@@ -130,8 +160,14 @@ fn begin_life(
         Durability::Always => RUNNING_ALWAYS,
         Durability::Interval => RUNNING_INTERVAL,
     };
+    let starts = 1 + stored_number(storage, schema::META_STARTS)
+        .map_err(|error| StartError::Storage(error.to_string()))?;
+    let key = schema::meta_key(schema::META_STARTS);
+    let mut batch = Batch::new();
+    batch.put(key.clone(), schema::seal(&key, &starts.to_be_bytes()));
+    storage.write(&batch)?;
     write_mark(storage, mark)?;
-    Ok(Disk { id: dir.disk_id, incarnation: dir.incarnation })
+    Ok(Disk { id: dir.disk_id, incarnation: dir.incarnation, starts })
 }
 
 fn end_life(storage: &dyn Storage) -> Result<(), StartError> {

@@ -6,7 +6,8 @@
 //!    context knows; else a new birth begins (F10, F11; riak_kv#679).
 //! 2. Births come from leases, stamps stay below the clock's bound; a new lease or bound is in the same batch
 //!    as the version that needs it, so both are durable before the version leaves the node.
-//! 3. A new version is never covered by what it replaces, and drops only what the client's context covers.
+//! 3. A new version is never covered by what it replaces, and drops only what the client's context covers. A
+//!    context that names what this node has not made is refused.
 
 use bytes::Bytes;
 
@@ -61,6 +62,27 @@ impl Minter {
             put_number(batch, schema::META_CLOCK_BOUND, bound.0);
         }
         Ok(issued.stamp)
+    }
+
+    /// The next birth that neither context knows of. Whatever a forged context claims, a version is never covered
+    /// at birth.
+    fn unknown_birth(&mut self, known: &Context, seen: &Context, batch: &mut Batch) -> Birth {
+        loop {
+            let birth = self.birth(batch);
+            let actor = Actor { node: self.node, incarnation: self.incarnation, birth };
+            if known.top(&actor) == 0 && seen.top(&actor) == 0 {
+                return birth;
+            }
+        }
+    }
+
+    /// Whether a context names a birth of this life that it has not begun, or a later life.
+    fn is_forged(&self, context: &Context) -> bool {
+        let lines = context.vector().keys().chain(context.dots().iter().map(|dot| &dot.actor));
+        let mine = lines.filter(|actor| actor.node == self.node);
+        mine.map(|actor| (actor.incarnation, actor.birth.0)).any(|(life, birth)| {
+            life > self.incarnation || (life == self.incarnation && birth >= self.next_birth)
+        })
     }
 
     fn birth(&mut self, batch: &mut Batch) -> Birth {
@@ -133,6 +155,9 @@ pub enum MintError {
     /// The stamp would be too far ahead of the wall clock: of the own clock, or of the version to be above.
     #[error(transparent)]
     Clock(#[from] TooFarAhead),
+    /// The client's context names versions that this node has not made.
+    #[error("names versions that this node has not made")]
+    Forged,
     /// The record would be too large.
     #[error(
         "the key's concurrent values together have {0} bytes, over the limit of {RECORD_BYTES_MAX} bytes"
@@ -200,6 +225,9 @@ fn mint_sibling(
     write: &Mint,
     old: Option<stored::Stored>,
 ) -> Result<Minted, MintError> {
+    if minter.is_forged(&write.seen) {
+        return Err(MintError::Forged);
+    }
     let mut batch = Batch::new();
     let (line, mut record) = match old {
         Some(old) => (old.line, old.record),
@@ -219,6 +247,10 @@ fn mint_sibling(
         expires_at: expires_at(now, write.ttl_ms),
     };
     record.replace(sibling).map_err(|mismatch| LoadError::Damaged(mismatch.to_string()))?;
+    // A context that no node has given out could break the record for good.
+    if record.problem().is_some() {
+        return Err(MintError::Forged);
+    }
     if record.versions() > SIBLINGS_MAX && record.versions() > before {
         return Err(MintError::TooManySiblings(before));
     }
@@ -245,7 +277,11 @@ fn next_line(
     });
     match own {
         Some(line) => Line { counter: line.counter + 1, ..line },
-        None => Line { incarnation: minter.incarnation, birth: minter.birth(batch), counter: 1 },
+        None => Line {
+            incarnation: minter.incarnation,
+            birth: minter.unknown_birth(known, seen, batch),
+            counter: 1,
+        },
     }
 }
 
@@ -345,6 +381,53 @@ mod tests {
         storage.write(&forget).expect("written");
         let again = mint_and_write(&storage, &mut restarted, &w).dot.expect("a dot");
         assert!(again.actor.birth > first.actor.birth);
+    }
+
+    fn dot(birth: u64, counter: u64) -> Dot {
+        let actor = Actor { node: NodeId(1), incarnation: Incarnation(7), birth: Birth(birth) };
+        Dot { actor, counter }
+    }
+
+    fn covering(dots: &[Dot]) -> Context {
+        let mut context = Context::new();
+        dots.iter().for_each(|dot| context.insert(*dot));
+        context
+    }
+
+    /// A context that covers what this node will make next would swallow it, or make the record unreadable.
+    #[test]
+    fn a_context_of_versions_not_yet_made_is_refused() {
+        let (storage, mut m) = (MemoryStorage::default(), minter(10));
+        let forged = write(Conflicts::Siblings, covering(&[dot(11, 1)]));
+        assert_eq!(mint(&storage, &mut m, WallMs(1_000), &forged).err(), Some(MintError::Forged));
+        let later_life = Actor { incarnation: Incarnation(8), ..dot(1, 1).actor };
+        let forged = write(Conflicts::Siblings, covering(&[Dot { actor: later_life, counter: 1 }]));
+        assert_eq!(mint(&storage, &mut m, WallMs(1_000), &forged).err(), Some(MintError::Forged));
+        assert_eq!(storage.get(&forged.storage_key).expect("readable"), None, "nothing is stored");
+        let honest = write(Conflicts::Siblings, covering(&[dot(10, 1)]));
+        assert_eq!(mint_and_write(&storage, &mut m, &honest).dot, Some(dot(11, 1)));
+    }
+
+    /// The same, come by way of another node: the record here covers the next births of this one.
+    #[test]
+    fn a_birth_that_the_record_already_covers_is_passed_over() {
+        let (storage, mut m) = (MemoryStorage::default(), minter(10));
+        let other = Actor { node: NodeId(2), ..dot(1, 1).actor };
+        let sibling = Sibling {
+            dot: Dot { actor: other, counter: 1 },
+            past: covering(&[dot(11, 1), dot(12, 3)]),
+            stamp: Stamp(5),
+            payload: Payload::Value(Bytes::from_static(b"forged")),
+            expires_at: None,
+        };
+        let blind = write(Conflicts::Siblings, Context::new());
+        let mut batch = Batch::new();
+        let bytes = codec::encode_record(&Record::Siblings(vec![sibling]));
+        batch.put(blind.storage_key.clone(), stored::encode(&blind.storage_key, None, &bytes));
+        storage.write(&batch).expect("written");
+        let minted = mint_and_write(&storage, &mut m, &blind);
+        assert_eq!(minted.dot, Some(dot(13, 1)));
+        assert_eq!(minted.versions, 2, "nothing is swallowed");
     }
 
     #[test]

@@ -37,8 +37,8 @@ pub trait PeerHandler: Send + Sync + 'static {
     fn accepts(&self, node: &str, nonce: &str) -> Option<NodeId>;
     /// The stream of `node`, started as `nonce`, has ended.
     fn gone(&self, node: NodeId, nonce: &str);
-    /// Follows a peer's hybrid clock, and notes what its wall clock says.
-    fn observe_clock(&self, from: NodeId, clock: Stamp, wall: WallMs);
+    /// Follows a peer's hybrid clock, and notes what its wall clock says, and what it believes of it.
+    fn observe_clock(&self, from: NodeId, clock: Stamp, wall: WallMs, believed: WallMs);
     /// The own clock.
     fn clock(&self) -> Stamp;
     /// Carries out one operation and answers through `reply`, now or later.
@@ -158,7 +158,8 @@ impl<H: PeerHandler> Peer for PeerService<H> {
                     sender = Some((id, message.nonce.clone()));
                 }
                 let Some((id, _)) = &sender else { break };
-                node.observe_clock(*id, Stamp(message.clock), WallMs(message.wall_ms));
+                let (wall, believed) = (WallMs(message.wall_ms), WallMs(message.believed_ms));
+                node.observe_clock(*id, Stamp(message.clock), wall, believed);
                 let from = Sender { node: *id, layout_version: LayoutVersion(message.layout_version) };
                 for operation in message.operations {
                     let before = under_way.fetch_add(1, Ordering::Relaxed);

@@ -44,6 +44,10 @@ pub const META_DECREE: &str = "decree/";
 pub const META_PEERS: &str = "peers/";
 /// Name of what says that the cluster has admitted this data directory.
 pub const META_ADMITTED: &str = "admitted";
+/// Name of the disk id of the data directory that the engine's files belong to.
+pub const META_DISK: &str = "disk";
+/// Name of how often a node has been started on them.
+pub const META_STARTS: &str = "starts";
 /// Name of the mark of a clean stop.
 pub const META_CLEAN: &str = "clean";
 

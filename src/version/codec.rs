@@ -1,7 +1,8 @@
 //! The stored and the wire form of records and contexts: a marker, a version, then the body.
 //!
 //! One form for both: a record is encoded once where it is minted and travels as bytes. The body is
-//! `postcard`. What is stored has a checksum around it as well (see `storage::schema`).
+//! `postcard`. What is stored has a checksum around it as well (see `storage::schema`); a context, which goes out to
+//! clients and comes back, ends in one of its own.
 //!
 //! A decoder accepts every version up to its own; a newer one is refused by number, not guessed at.
 
@@ -92,16 +93,30 @@ pub fn key_tag(position: Position, sort_key: &[u8]) -> u32 {
     u32::from_be_bytes([hash.as_bytes()[0], hash.as_bytes()[1], hash.as_bytes()[2], hash.as_bytes()[3]])
 }
 
+const CHECKSUM_BYTES: usize = 8;
+
+fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
+    let mut first = [0; CHECKSUM_BYTES];
+    first.copy_from_slice(&blake3::hash(bytes).as_bytes()[..CHECKSUM_BYTES]);
+    first
+}
+
 /// Encodes a context for a client.
 pub fn encode_context(context: &ClientContext) -> Vec<u8> {
-    encode(CONTEXT_MARKER, context)
+    let mut bytes = encode(CONTEXT_MARKER, context);
+    bytes.extend_from_slice(&checksum(&bytes));
+    bytes
 }
 
 /// Decodes a client's context, which must be of the key with tag `key_tag`.
 pub fn decode_context(bytes: &[u8], key_tag: u32) -> Result<ClientContext, Invalid> {
     Invalid::check_max("context", bytes.len(), limits::CONTEXT_BYTES, "bytes")?;
-    let context: ClientContext = decode("context", CONTEXT_MARKER, bytes)
-        .map_err(|bad| Invalid::new("context", format!("{bad} ({} bytes)", bytes.len())))?;
+    let refused = |bad: BadBytes| Invalid::new("context", format!("{bad} ({} bytes)", bytes.len()));
+    let (body, found) = bytes.split_last_chunk().ok_or_else(|| refused(BadBytes::Body("context")))?;
+    let context: ClientContext = decode("context", CONTEXT_MARKER, body).map_err(refused)?;
+    if *found != checksum(body) {
+        return Err(refused(BadBytes::Body("context")));
+    }
     if !context.dots.is_canonical() {
         return Err(Invalid::new("context", "a damaged context: not canonical"));
     }
@@ -205,7 +220,9 @@ mod tests {
             damaged(bytes, &cut, &flips).iter().for_each(|bytes| use_record(bytes));
             let bytes = encode_context(&context);
             prop_assert!(decode_context(&bytes[..cut.index(bytes.len())], TAG).is_err(), "cut short");
-            damaged(bytes, &cut, &flips).iter().for_each(|bytes| use_context(bytes, TAG));
+            for damaged in damaged(bytes.clone(), &cut, &flips) {
+                prop_assert!(damaged == bytes || decode_context(&damaged, TAG).is_err(), "a checksum finds it");
+            }
         }
 
         /// Random bodies behind a good head: what no encoder makes.
@@ -216,7 +233,9 @@ mod tests {
             use_record(&body);
             use_context(&body, TAG);
             use_record(&[&[RECORD_MARKER, FORMAT_VERSION][..], &body].concat());
-            use_context(&[&[CONTEXT_MARKER, FORMAT_VERSION, 0][..], &body].concat(), 0);
+            let mut forged = [&[CONTEXT_MARKER, FORMAT_VERSION, 0][..], &body].concat();
+            forged.extend_from_slice(&checksum(&forged));
+            use_context(&forged, 0);
         }
     }
 
@@ -250,14 +269,18 @@ mod tests {
         assert_eq!(refused(&bytes, TAG + 1), "context: is of another key");
         let long = refused(&vec![0; limits::CONTEXT_BYTES + 1], TAG);
         assert!(long.contains("context") && long.contains("65537") && long.contains("65536"), "{long}");
+        let mut flipped = bytes.clone();
+        flipped[4] ^= 1;
+        assert!(refused(&flipped, TAG).contains("a damaged context"));
         let short = refused(&bytes[..3], TAG);
         assert!(short.starts_with("context: ") && short.contains("3 bytes"), "{short}");
 
         // By hand: a vector of one actor with the counter 0, then no dots and no stamp.
+        let sealed = |body: &[u8]| [body, &checksum(body)].concat();
         let zero = [CONTEXT_MARKER, FORMAT_VERSION, 5, 1, 1, 1, 1, 0, 0, 0];
-        assert_eq!(refused(&zero, 5), "context: a damaged context: not canonical");
+        assert_eq!(refused(&sealed(&zero), 5), "context: a damaged context: not canonical");
         let one = [CONTEXT_MARKER, FORMAT_VERSION, 5, 1, 1, 1, 1, 1, 0, 0];
-        assert!(decode_context(&one, 5).is_ok(), "the same with the counter 1 is good");
+        assert!(decode_context(&sealed(&one), 5).is_ok(), "the same with the counter 1 is good");
     }
 
     /// The reason that stands above `CONTEXT_BYTES`: the largest context in normal life fits many times.

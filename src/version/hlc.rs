@@ -88,6 +88,11 @@ impl Hlc {
         Hlc { last: durable_bound, bound: durable_bound, max_skew_ms }
     }
 
+    /// How far ahead a stamp of another node may be, in milliseconds.
+    pub fn max_skew_ms(&self) -> u64 {
+        self.max_skew_ms
+    }
+
     /// The greatest stamp issued or observed.
     pub fn last(&self) -> Stamp {
         self.last

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::client::{self, get_r, kv, put};
+use crate::client::{self, get, get_r, kv, put};
 use crate::cluster::{Cluster, Node, alone, copy_dir, eventually, free_ports, listed, said};
 
 /// A refusal by peers waits for a while: the peer may not have noticed yet that an old process is gone.
@@ -140,6 +140,52 @@ async fn f12_a_copy_beside_the_original_is_refused() {
     // The original goes on as if nothing had been.
     assert_eq!(cluster.nodes[0].ready(), Ok(()));
     client::wait_for_all(&cluster.all_clients(), 3).await;
+    cluster.check();
+}
+
+/// F11, F12: an engine without its files under an identity that was kept is a lost disk, and must not vote.
+#[tokio::test]
+async fn f11_a_lost_storage_folder_is_a_lost_disk() {
+    let _alone = alone();
+    let mut cluster = Cluster::start(3);
+    // Two of three have it; then one of the two loses it, and is asked together with the third.
+    cluster.nodes[1].kill();
+    kv(cluster.nodes[0].client).put(put("k", "v")).await.expect("put");
+    cluster.nodes[0].kill();
+    cluster.nodes[2].kill();
+    std::fs::remove_dir_all(cluster.nodes[0].data().join("storage")).expect("removed");
+    cluster.nodes[1].start();
+    cluster.nodes[0].start();
+    assert_dies_saying(&mut cluster.nodes[0], &["its disk is lost or is another's"]);
+    cluster.nodes[2].start();
+    cluster.nodes[2].wait_ready();
+    let answer = kv(cluster.nodes[1].client).get(get("k")).await.expect("get").into_inner();
+    assert!(answer.found, "with the third node back the write is there");
+    cluster.nodes.iter().for_each(Node::check_log);
+}
+
+/// F12: a directory restored from a backup has forgotten dots that it issued, and writes that it took.
+#[tokio::test]
+async fn f12_an_older_copy_of_a_directory_is_refused() {
+    let _alone = alone();
+    let mut cluster = Cluster::start(3);
+    cluster.nodes[0].kill();
+    let backup = cluster.dir.path().join("backup");
+    copy_dir(&cluster.nodes[0].data(), &backup);
+    cluster.nodes[0].start();
+    cluster.wait_ready();
+    client::wait_for_all(&cluster.all_clients(), 3).await;
+    kv(cluster.nodes[0].client).put(put("k", "v")).await.expect("put");
+    cluster.nodes[0].kill();
+    let (data, latest) = (cluster.nodes[0].data(), cluster.dir.path().join("latest"));
+    std::fs::rename(&data, &latest).expect("moved");
+    copy_dir(&backup, &data);
+    cluster.nodes[0].start();
+    assert_dies_saying(&mut cluster.nodes[0], &["an older copy"]);
+    std::fs::remove_dir_all(&data).expect("removed");
+    std::fs::rename(&latest, &data).expect("moved");
+    cluster.nodes[0].start();
+    cluster.wait_ready();
     cluster.check();
 }
 

@@ -170,7 +170,7 @@ async fn live(host: Arc<Host>, config: Config, seed: u64) -> turmoil::Result {
     let life = host.lives.fetch_add(1, Ordering::Relaxed) + 1;
     let clock = Arc::new(SimClock::new(host.offset.clone()));
     let env = Env::new(clock, Arc::new(SimNetwork), CommitMode::Inline, mix(seed, host.id.0, life));
-    let disk = Disk { id: DiskId(mix(seed, host.id.0, 0)), incarnation: Incarnation(1) };
+    let disk = Disk { id: DiskId(mix(seed, host.id.0, 0)), incarnation: Incarnation(1), starts: life };
     let storage: Arc<dyn Storage> = host.storage.clone();
     let map = starting_map(&*storage, first_map(&config))?;
     let node = Node::start(env, &config, storage, disk, map).await?;

@@ -159,6 +159,46 @@ fn clocks_that_jump_take_no_node_out() {
     assert_eq!(check(&cluster.recorder.ops()), Vec::<String>::new());
 }
 
+/// Of two clocks nobody knows which is wrong: what the node with the one that is ahead would stamp, no other would
+/// take. So it leaves no copy that nobody can write over; the other writes for it, and later it does again.
+#[test]
+fn f17_a_node_alone_with_a_clock_ahead_poisons_no_key() {
+    const HOUR: u64 = 3_600_000;
+    let weather = Weather { latency_min: 1, latency_max: 5, random_order: false };
+    let mut cluster = Cluster::new(5, &[10 * HOUR; 3], weather);
+    cluster.until_ready(10_000);
+    cluster.crash(2, 1, false);
+    // What is remembered of the third clock is forgotten.
+    for _ in 0..12_000 {
+        cluster.step();
+    }
+    for (phase, hours) in [11, 10, 10].into_iter().enumerate() {
+        cluster.hosts[0].offset.store(hours * HOUR, Ordering::Relaxed);
+        if phase == 2 {
+            cluster.bounce(2);
+        }
+        for _ in 0..3_000 {
+            cluster.step();
+        }
+        let names: Vec<String> = cluster.hosts.iter().map(|host| host.name.clone()).collect();
+        let recorder = cluster.recorder.clone();
+        cluster.client(&format!("client{phase}"), async move {
+            let mut client = Client::new(phase, &names, Duration::from_millis(200), recorder);
+            for turn in 0..20_usize {
+                let conflicts = [Conflicts::Lww, Conflicts::Siblings][turn / 10];
+                let key = format!("k{phase}-{turn}");
+                for node in [0, 1] {
+                    let ask = Ask { node, conflicts, key: key.clone(), timeout_ms: 500, level: None };
+                    assert!(client.put(&ask).await, "phase {phase}, turn {turn}, node {node}");
+                    assert!(client.get(&ask).await, "phase {phase}, turn {turn}, node {node}");
+                }
+            }
+        });
+        cluster.run_clients();
+    }
+    assert_eq!(check(&cluster.recorder.ops()), Vec::<String>::new());
+}
+
 /// The scenario of three hosts, one seed, and the same trace twice.
 #[test]
 fn three_hosts_put_and_get_through_a_partition_and_its_repair() {
