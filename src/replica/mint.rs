@@ -3,10 +3,13 @@
 //! Invariants:
 //! 1. A dot is issued once. Its line is extended only where the stored local mark says that this life of the
 //!    data directory minted it, and only above every counter of the line that the record or the client's
-//!    context knows; else a new birth begins (F10, F11; riak_kv#679).
+//!    context knows; else a new birth begins (F10, F11; riak_kv#679), one of which neither claims to know
+//!    anything: contexts come from clients, and may name what was never issued.
 //! 2. Births come from leases, stamps stay below the clock's bound; a new lease or bound is in the same batch
 //!    as the version that needs it, so both are durable before the version leaves the node.
 //! 3. A new version is never covered by what it replaces, and drops only what the client's context covers.
+
+use std::collections::BTreeSet;
 
 use bytes::Bytes;
 
@@ -229,7 +232,7 @@ fn mint_sibling(
 }
 
 /// The line to mint on: the marked one, one further, if nothing knows more of it than the mark does; else a
-/// new birth.
+/// new birth. With one that a context covers already, the version would be gone the moment it is merged in.
 fn next_line(
     minter: &mut Minter,
     marked: Option<Line>,
@@ -245,8 +248,23 @@ fn next_line(
     });
     match own {
         Some(line) => Line { counter: line.counter + 1, ..line },
-        None => Line { incarnation: minter.incarnation, birth: minter.birth(batch), counter: 1 },
+        None => {
+            let claimed = births_claimed(minter, [known, seen]);
+            let mut birth = minter.birth(batch);
+            while claimed.contains(&birth) {
+                birth = minter.birth(batch);
+            }
+            Line { incarnation: minter.incarnation, birth, counter: 1 }
+        }
     }
+}
+
+/// The minter's own births, not begun yet, of which these contexts claim to know writes.
+fn births_claimed(minter: &Minter, contexts: [&Context; 2]) -> BTreeSet<Birth> {
+    let actors =
+        contexts.into_iter().flat_map(|c| c.vector().keys().chain(c.dots().iter().map(|d| &d.actor)));
+    let own = actors.filter(|a| a.node == minter.node && a.incarnation == minter.incarnation);
+    own.map(|actor| actor.birth).filter(|birth| birth.0 >= minter.next_birth).collect()
 }
 
 #[cfg(test)]
@@ -277,6 +295,32 @@ mod tests {
         let minted = mint(storage, minter, WallMs(1_000), write).expect("minted");
         storage.write(&minted.batch).expect("written");
         minted
+    }
+
+    #[test]
+    fn a_context_of_writes_that_were_never_made_costs_no_write() {
+        let (storage, mut m) = (MemoryStorage::default(), minter(0));
+        // The first three births, of which none has begun: by a vector, and by a single dot.
+        let mut forged = Context::new();
+        for (birth, counter) in [(1, 1), (2, 7), (3, 1)] {
+            let actor = Actor { node: NodeId(1), incarnation: Incarnation(7), birth: Birth(birth) };
+            forged.insert(Dot { actor, counter });
+        }
+        let first = mint_and_write(&storage, &mut m, &write(Conflicts::Siblings, forged));
+        assert_eq!(first.dot.map(|dot| dot.actor.birth), Some(Birth(4)));
+        // The same of what a stored record knows, here without the mark.
+        let key = write(Conflicts::Siblings, Context::new()).storage_key;
+        let mut batch = Batch::new();
+        batch.put(key.clone(), stored::encode(&key, None, &first.record));
+        storage.write(&batch).expect("written");
+        let mut again = minter(0);
+        let second = mint_and_write(&storage, &mut again, &write(Conflicts::Siblings, Context::new()));
+        for minted in [first, second] {
+            let Ok(Record::Siblings(set)) = codec::decode_record(&minted.record) else {
+                panic!("a sound record of siblings")
+            };
+            assert!(set.iter().any(|sibling| Some(sibling.dot) == minted.dot), "the write is in it");
+        }
     }
 
     #[test]
