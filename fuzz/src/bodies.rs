@@ -37,8 +37,11 @@ use quoral::version::hlc::{Hlc, Stamp};
 use quoral::version::record::{Payload, Record};
 use tonic::metadata::MetadataMap;
 
-/// The names of the targets, and what they do.
-pub const TARGETS: [(&str, fn(&[u8])); 5] = [
+/// What a target does with an input.
+pub type Body = fn(&[u8]);
+
+/// The targets by name.
+pub const TARGETS: [(&str, Body); 5] = [
     ("records", records),
     ("peer_messages", peer_messages),
     ("client_requests", client_requests),
