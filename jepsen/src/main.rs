@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use quoral_jepsen::checker::{Valid, canary};
 use quoral_jepsen::cluster::Isolation;
 use quoral_jepsen::history::History;
-use quoral_jepsen::runner::{self, Bar, Plan};
+use quoral_jepsen::runner::{self, Bar, Done, Plan};
 use quoral_jepsen::{nemesis, network, report, schedule, serve, workload};
 
 /// A Jepsen-style fault suite for Quoral.
@@ -165,7 +165,7 @@ fn main() -> ExitCode {
 
 async fn dispatch(verb: Verb) -> Result<Valid, String> {
     match verb {
-        Verb::Test(args) => one(&args.workload, args.nemesis, &args.common, Bar::FULL).await,
+        Verb::Test(args) => Ok(one(&args.workload, args.nemesis, &args.common, Bar::FULL).await?.valid),
         Verb::TestAll(args) if args.short => short(args.common).await,
         Verb::TestAll(args) => all(args).await,
         Verb::Analyze { workload, history } => analyze(&workload, &history).await,
@@ -184,7 +184,7 @@ async fn dispatch(verb: Verb) -> Result<Valid, String> {
     }
 }
 
-async fn one(workload: &str, nemeses: Vec<String>, common: &Common, bar: Bar) -> Result<Valid, String> {
+async fn one(workload: &str, nemeses: Vec<String>, common: &Common, bar: Bar) -> Result<Done, String> {
     let found = workload::by_name(workload)
         .ok_or_else(|| format!("--workload: there is none named {workload:?}; `list` names all"))?;
     let nemeses: Vec<String> =
@@ -219,7 +219,7 @@ async fn one(workload: &str, nemeses: Vec<String>, common: &Common, bar: Bar) ->
     };
     let done = runner::run(Arc::from(found), &plan).await?;
     println!("{}", done.summary);
-    Ok(done.valid)
+    Ok(done)
 }
 
 async fn all(args: AllArgs) -> Result<Valid, String> {
@@ -272,11 +272,18 @@ impl Default for Table {
 }
 
 impl Table {
-    fn add(&mut self, workload: &str, nemeses: &str, result: Result<Valid, String>) {
+    fn add(&mut self, workload: &str, nemeses: &str, result: Result<Done, String>) {
         let word = match result {
-            Ok(valid) => {
-                self.worst = self.worst.max(valid);
-                format!("{valid:?}")
+            Ok(done) => {
+                self.worst = self.worst.max(done.valid);
+                let valid = format!("{:?}", done.valid);
+                match done.without.is_empty() {
+                    true => valid,
+                    false => format!(
+                        "{valid}; left out, since this machine does not allow it: {}",
+                        done.without.join(",")
+                    ),
+                }
             }
             Err(error) => {
                 self.worst = Valid::No;

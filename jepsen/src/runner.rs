@@ -84,6 +84,8 @@ pub struct Done {
     pub summary: String,
     /// Where its reports are.
     pub dir: PathBuf,
+    /// Nemeses that can't act on this machine.
+    pub without: Vec<String>,
 }
 
 /// Runs a test, and writes its reports.
@@ -111,6 +113,8 @@ pub async fn run(workload: Arc<dyn Workload>, plan: &Plan) -> Result<Done, Strin
         }
     });
     left_out.iter().for_each(|what| eprintln!("LEFT OUT: {what}"));
+    let able = |name: &String| nemeses.iter().any(|nemesis| nemesis.name() == name);
+    let without = plan.nemeses.iter().filter(|name| !able(name)).cloned().collect();
     let asked = match plan.bar.all_nemeses {
         true => plan.nemeses.clone(),
         false => nemeses.iter().map(|nemesis| nemesis.name().to_owned()).collect(),
@@ -141,7 +145,7 @@ pub async fn run(workload: Arc<dyn Workload>, plan: &Plan) -> Result<Done, Strin
     verdicts.push(("nemesis".into(), nemesis_verdict(&test, &played)));
     let outcome = Outcome { test: &test, history: &history, verdicts: &verdicts };
     run.write(&outcome).map_err(|e| format!("the reports: {e}"))?;
-    Ok(Done { valid: outcome.valid(), summary: run.summary(&outcome), dir: run.dir() })
+    Ok(Done { valid: outcome.valid(), summary: run.summary(&outcome), dir: run.dir(), without })
 }
 
 /// Judges a history by a workload's checkers; `acknowledged` is the share of operations that must be.
