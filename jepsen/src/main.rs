@@ -359,3 +359,26 @@ fn binary(given: Option<&Path>) -> Result<PathBuf, String> {
     let binary = dir.join("quoral");
     if binary.exists() { Ok(binary) } else { Err(format!("--binary: there is no {}", binary.display())) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_short_run_can_be_made_on_any_machine() {
+        for (name, nemeses) in SHORT {
+            assert!(workload::by_name(name).is_some(), "{name}");
+            assert!(schedule::least(nemeses.len()) <= SHORT_TIME, "{name}");
+            let needs = nemeses.iter().map(|name| nemesis::by_name(name).expect("it exists").needs());
+            let without = needs.filter(|needs| *needs == nemesis::Needs::default()).count();
+            assert!(without > 0, "{name} has a nemesis that needs nothing of the machine");
+        }
+    }
+
+    #[test]
+    fn a_short_run_takes_no_options_of_its_own_length() {
+        assert!(Cli::try_parse_from(["quoral-jepsen", "test-all", "--short", "--seed", "5"]).is_ok());
+        assert!(Cli::try_parse_from(["quoral-jepsen", "test-all", "--short", "--time", "60"]).is_err());
+        assert!(Cli::try_parse_from(["quoral-jepsen", "test-all", "--time", "60"]).is_ok());
+    }
+}
