@@ -45,12 +45,13 @@ const CONFINED: [(&str, &[&str]); 5] = [
 ];
 
 /// First parts of a path that make it one of the repository's, so that it must exist.
-const TOP: [&str; 21] = [
+const TOP: [&str; 22] = [
     "src",
     "tests",
     "docs",
     "proto",
     "jepsen",
+    "fuzz",
     ".ci",
     ".cargo",
     "README.md",

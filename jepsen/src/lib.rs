@@ -13,5 +13,6 @@ pub mod proto;
 pub mod recorder;
 pub mod report;
 pub mod runner;
+pub mod schedule;
 pub mod serve;
 pub mod workload;

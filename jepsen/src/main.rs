@@ -10,8 +10,8 @@ use clap::{Args, Parser, Subcommand};
 use quoral_jepsen::checker::{Valid, canary};
 use quoral_jepsen::cluster::Isolation;
 use quoral_jepsen::history::History;
-use quoral_jepsen::runner::{self, Plan};
-use quoral_jepsen::{nemesis, network, report, serve, workload};
+use quoral_jepsen::runner::{self, Bar, Done, Plan};
+use quoral_jepsen::{nemesis, network, report, schedule, serve, workload};
 
 /// A Jepsen-style fault suite for Quoral.
 #[derive(Debug, Parser)]
@@ -20,6 +20,7 @@ use quoral_jepsen::{nemesis, network, report, serve, workload};
 Examples:
   quoral-jepsen test --workload register --nemesis partition,kill --time 60
   quoral-jepsen test-all --time 30
+  quoral-jepsen test-all --short
   quoral-jepsen serve")]
 struct Cli {
     #[command(subcommand)]
@@ -108,9 +109,24 @@ struct AllArgs {
                          full-disk;restart;kill,partition,pause"
     )]
     nemeses: Vec<String>,
+    /// A few runs of 25 s for any machine, as `./check` does them: a nemesis that can't act here is left out, and
+    /// no run fails because the machine is slow.
+    #[arg(long, conflicts_with_all = ["workloads", "nemeses", "time", "timeout_ms", "rate"])]
+    short: bool,
     #[command(flatten)]
     common: Common,
 }
+
+/// The runs of `--short`: each kind of model, each kind of fault that is quick to make. One nemesis of each hurts
+/// processes, and so works on any machine.
+const SHORT: [(&str, &[&str]); 4] = [
+    ("register", &["kill", "pause", "partition"]),
+    ("set", &["kill", "power"]),
+    ("append", &["partition", "pause"]),
+    ("lww-skewed", &["clock", "kill"]),
+];
+/// Each run of `--short`.
+const SHORT_TIME: Duration = Duration::from_secs(25);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -149,7 +165,8 @@ fn main() -> ExitCode {
 
 async fn dispatch(verb: Verb) -> Result<Valid, String> {
     match verb {
-        Verb::Test(args) => one(&args.workload, args.nemesis, &args.common).await,
+        Verb::Test(args) => Ok(one(&args.workload, args.nemesis, &args.common, Bar::FULL).await?.valid),
+        Verb::TestAll(args) if args.short => short(args.common).await,
         Verb::TestAll(args) => all(args).await,
         Verb::Analyze { workload, history } => analyze(&workload, &history).await,
         Verb::Serve { address, store } => {
@@ -167,7 +184,7 @@ async fn dispatch(verb: Verb) -> Result<Valid, String> {
     }
 }
 
-async fn one(workload: &str, nemeses: Vec<String>, common: &Common) -> Result<Valid, String> {
+async fn one(workload: &str, nemeses: Vec<String>, common: &Common, bar: Bar) -> Result<Done, String> {
     let found = workload::by_name(workload)
         .ok_or_else(|| format!("--workload: there is none named {workload:?}; `list` names all"))?;
     let nemeses: Vec<String> =
@@ -177,6 +194,9 @@ async fn one(workload: &str, nemeses: Vec<String>, common: &Common) -> Result<Va
     }
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let seed = common.seed.unwrap_or_else(|| now.map_or(0, |now| now.as_secs()));
+    let time = Duration::from_secs(common.time);
+    // Before the binary is built.
+    schedule::turns(seed, nemeses.len(), time)?;
     let listed = if nemeses.is_empty() { "none".into() } else { nemeses.join(",") };
     let command = format!(
         "cargo run -p quoral-jepsen -- test --workload {workload} --nemesis {listed} --time {} --nodes {} \
@@ -188,17 +208,18 @@ async fn one(workload: &str, nemeses: Vec<String>, common: &Common) -> Result<Va
         binary: binary(common.binary.as_deref())?,
         store: common.store.clone(),
         nemeses,
-        time: Duration::from_secs(common.time),
+        time,
         nodes: usize::try_from(common.nodes).unwrap_or(5),
         clients: common.clients,
         rate: common.rate,
         timeout: Duration::from_millis(common.timeout_ms.max(1)),
         seed,
         command,
+        bar,
     };
     let done = runner::run(Arc::from(found), &plan).await?;
     println!("{}", done.summary);
-    Ok(done.valid)
+    Ok(done)
 }
 
 async fn all(args: AllArgs) -> Result<Valid, String> {
@@ -210,26 +231,72 @@ async fn all(args: AllArgs) -> Result<Valid, String> {
         true => workload::all().iter().map(|workload| workload.name().to_owned()).collect(),
         false => args.workloads,
     };
-    let mut lines = Vec::new();
-    let mut worst = Valid::Yes;
+    let groups: Vec<Vec<String>> =
+        args.nemeses.iter().map(|group| group.split(',').map(str::to_owned).collect()).collect();
+    let most = groups.iter().filter(|group| group[..] != ["none"]).map(Vec::len).max().unwrap_or(0);
+    schedule::turns(0, most, Duration::from_secs(args.common.time))?;
+    let mut table = Table::default();
     for workload in &workloads {
-        for group in &args.nemeses {
-            let nemeses = group.split(',').map(str::to_owned).collect();
-            let word = match one(workload, nemeses, &args.common).await {
-                Ok(valid) => {
-                    worst = worst.max(valid);
-                    format!("{valid:?}")
-                }
-                Err(error) => {
-                    worst = Valid::No;
-                    format!("error: {error}")
-                }
-            };
-            lines.push(format!("{workload:16} {group:40} {word}"));
+        for group in &groups {
+            let result = one(workload, group.clone(), &args.common, Bar::FULL).await;
+            table.add(workload, &group.join(","), result);
         }
     }
-    println!("\n{}", lines.join("\n"));
-    Ok(worst)
+    Ok(table.show())
+}
+
+/// The runs of `--short`, over all of which the seed goes on.
+async fn short(common: Common) -> Result<Valid, String> {
+    // A deadline that a slow machine meets too, and a rate that it keeps up with.
+    let common = Common { time: SHORT_TIME.as_secs(), timeout_ms: 5_000, rate: 200, ..common };
+    let mut table = Table::default();
+    for (number, (workload, nemeses)) in (0..).zip(SHORT) {
+        let common = Common { seed: Some(common.seed.unwrap_or(1) + number), ..common.clone() };
+        let names = nemeses.iter().map(ToString::to_string).collect();
+        let result = one(workload, names, &common, Bar::ANYWHERE).await;
+        table.add(workload, &nemeses.join(","), result);
+    }
+    Ok(table.show())
+}
+
+/// What came of many runs.
+struct Table {
+    lines: Vec<String>,
+    worst: Valid,
+}
+
+impl Default for Table {
+    fn default() -> Table {
+        Table { lines: Vec::new(), worst: Valid::Yes }
+    }
+}
+
+impl Table {
+    fn add(&mut self, workload: &str, nemeses: &str, result: Result<Done, String>) {
+        let word = match result {
+            Ok(done) => {
+                self.worst = self.worst.max(done.valid);
+                let valid = format!("{:?}", done.valid);
+                match done.without.is_empty() {
+                    true => valid,
+                    false => format!(
+                        "{valid}; left out, since this machine does not allow it: {}",
+                        done.without.join(",")
+                    ),
+                }
+            }
+            Err(error) => {
+                self.worst = Valid::No;
+                format!("error: {error}")
+            }
+        };
+        self.lines.push(format!("{workload:16} {nemeses:40} {word}"));
+    }
+
+    fn show(self) -> Valid {
+        println!("\n{}", self.lines.join("\n"));
+        self.worst
+    }
 }
 
 async fn analyze(name: &str, file: &Path) -> Result<Valid, String> {
@@ -238,7 +305,7 @@ async fn analyze(name: &str, file: &Path) -> Result<Valid, String> {
     let text = std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
     let history = History::parse(&text).map_err(|e| format!("{}: {e}", file.display()))?;
     history.validate().map_err(|e| format!("{}: {e}", file.display()))?;
-    let verdicts = runner::judge(&*workload, history.clone()).await?;
+    let verdicts = runner::judge(&*workload, history.clone(), Bar::FULL.acknowledged).await?;
     let test = report::Test {
         workload: name.into(),
         nemeses: Vec::new(),
@@ -291,4 +358,27 @@ fn binary(given: Option<&Path>) -> Result<PathBuf, String> {
     }
     let binary = dir.join("quoral");
     if binary.exists() { Ok(binary) } else { Err(format!("--binary: there is no {}", binary.display())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_short_run_can_be_made_on_any_machine() {
+        for (name, nemeses) in SHORT {
+            assert!(workload::by_name(name).is_some(), "{name}");
+            assert!(schedule::least(nemeses.len()) <= SHORT_TIME, "{name}");
+            let needs = nemeses.iter().map(|name| nemesis::by_name(name).expect("it exists").needs());
+            let without = needs.filter(|needs| *needs == nemesis::Needs::default()).count();
+            assert!(without > 0, "{name} has a nemesis that needs nothing of the machine");
+        }
+    }
+
+    #[test]
+    fn a_short_run_takes_no_options_of_its_own_length() {
+        assert!(Cli::try_parse_from(["quoral-jepsen", "test-all", "--short", "--seed", "5"]).is_ok());
+        assert!(Cli::try_parse_from(["quoral-jepsen", "test-all", "--short", "--time", "60"]).is_err());
+        assert!(Cli::try_parse_from(["quoral-jepsen", "test-all", "--time", "60"]).is_ok());
+    }
 }

@@ -1,9 +1,10 @@
 //! One test: a cluster, clients, a nemesis, then calm, reads of everything, and the checkers.
 //!
 //! The nemesis and the clients begin together. Faults come and go, one or two at a time, with calm between them, and
-//! all of it is drawn from the seed (what the operating system does of it is not). In the last seconds the nemesis
-//! rests, so that a run shows recovery. Then everything is healed, each key is read through each node from all its
-//! replicas, and the history is judged.
+//! all of it is drawn from the seed ([`crate::schedule`]; what the operating system does of it is not). Each nemesis
+//! breaks things and heals them at least once, however slow the machine: if need be the run takes longer. In the
+//! last seconds the nemesis rests, so that a run shows recovery. Then everything is healed, each key is read through
+//! each node from all its replicas, and the history is judged.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -22,14 +23,11 @@ use crate::nemesis::{self, Nemesis};
 use crate::proto::{self, cluster_client::ClusterClient};
 use crate::recorder::Recorder;
 use crate::report::{Outcome, Run, Test};
+use crate::schedule::{self, LEAST_HARM, LEAST_QUIET, LEAST_REST, Turn};
 use crate::workload::{Keys, Worker, Workload};
 
 /// The keyspace of a run.
 const KEYSPACE: &str = "jepsen";
-/// How long the cluster may take until it is well again, at the end.
-const HEAL_WITHIN: Duration = Duration::from_secs(60);
-/// How long a final read is tried again.
-const FINAL_WITHIN: Duration = Duration::from_secs(60);
 
 /// What is to be run.
 #[derive(Debug, Clone)]
@@ -54,6 +52,27 @@ pub struct Plan {
     pub seed: u64,
     /// The command that runs it again.
     pub command: String,
+    /// What it must show, besides no anomaly.
+    pub bar: Bar,
+}
+
+/// What a run must show so that it proves enough.
+#[derive(Debug, Clone, Copy)]
+pub struct Bar {
+    /// The share of the operations that must be acknowledged. With 0 it is one operation.
+    pub acknowledged: f64,
+    /// Whether a nemesis that can't act on this machine is enough to prove too little. Else it is left out only.
+    pub all_nemeses: bool,
+    /// How long the cluster may take to be well again at the end, and then the reads of all keys.
+    pub patience: Duration,
+}
+
+impl Bar {
+    /// Of a run that a person looks at.
+    pub const FULL: Bar = Bar { acknowledged: 0.5, all_nemeses: true, patience: Duration::from_secs(60) };
+    /// Of a run on any machine, however slow, and whatever faults it allows.
+    pub const ANYWHERE: Bar =
+        Bar { acknowledged: 0.0, all_nemeses: false, patience: Duration::from_secs(240) };
 }
 
 /// What came of a run.
@@ -65,10 +84,18 @@ pub struct Done {
     pub summary: String,
     /// Where its reports are.
     pub dir: PathBuf,
+    /// Nemeses that can't act on this machine.
+    pub without: Vec<String>,
 }
 
 /// Runs a test, and writes its reports.
+///
+/// # Errors
+///
+/// The plan can't be carried out: too little time, which is said before anything is begun, or a cluster that does
+/// not come up or does not heal.
 pub async fn run(workload: Arc<dyn Workload>, plan: &Plan) -> Result<Done, String> {
+    schedule::turns(plan.seed, plan.nemeses.len(), plan.time)?;
     let run = Run::create(&plan.store, workload.name(), SystemTime::now())
         .map_err(|e| format!("the store: {e}"))?;
     let mut nemeses = Vec::new();
@@ -86,6 +113,12 @@ pub async fn run(workload: Arc<dyn Workload>, plan: &Plan) -> Result<Done, Strin
         }
     });
     left_out.iter().for_each(|what| eprintln!("LEFT OUT: {what}"));
+    let able = |name: &String| nemeses.iter().any(|nemesis| nemesis.name() == name);
+    let without = plan.nemeses.iter().filter(|name| !able(name)).cloned().collect();
+    let asked = match plan.bar.all_nemeses {
+        true => plan.nemeses.clone(),
+        false => nemeses.iter().map(|nemesis| nemesis.name().to_owned()).collect(),
+    };
     let result = play(&workload, plan, &mut cluster, &mut nemeses).await;
     let (crashed, excused, names) = (cluster.crashed(), cluster.excused(), cluster.names());
     let stopped = cluster.stop().await;
@@ -93,7 +126,7 @@ pub async fn run(workload: Arc<dyn Workload>, plan: &Plan) -> Result<Done, Strin
     stopped.map_err(|e| format!("the cluster's end: {e}"))?;
     let test = Test {
         workload: workload.name().to_owned(),
-        nemeses: plan.nemeses.clone(),
+        nemeses: asked,
         seed: plan.seed,
         nodes: names,
         seconds: plan.time.as_secs(),
@@ -107,21 +140,22 @@ pub async fn run(workload: Arc<dyn Workload>, plan: &Plan) -> Result<Done, Strin
         command: plan.command.clone(),
     };
     let history = played.recorder.history();
-    let mut verdicts = judge(&*workload, history.clone()).await?;
+    let mut verdicts = judge(&*workload, history.clone(), plan.bar.acknowledged).await?;
     verdicts.push(("nodes".into(), nodes_verdict(crashed)));
     verdicts.push(("nemesis".into(), nemesis_verdict(&test, &played)));
     let outcome = Outcome { test: &test, history: &history, verdicts: &verdicts };
     run.write(&outcome).map_err(|e| format!("the reports: {e}"))?;
-    Ok(Done { valid: outcome.valid(), summary: run.summary(&outcome), dir: run.dir() })
+    Ok(Done { valid: outcome.valid(), summary: run.summary(&outcome), dir: run.dir(), without })
 }
 
-/// Judges a history by a workload's checkers.
+/// Judges a history by a workload's checkers; `acknowledged` is the share of operations that must be.
 pub async fn judge(
     workload: &dyn Workload,
     history: crate::history::History,
+    acknowledged: f64,
 ) -> Result<Vec<(String, Verdict)>, String> {
     let mut checkers = workload.checkers();
-    checkers.push(Box::new(Availability::default()));
+    checkers.push(Box::new(Availability { acknowledged, ..Availability::default() }));
     let judged = tokio::task::spawn_blocking(move || {
         checkers.iter().map(|checker| (checker.name().to_owned(), checker.check(&history))).collect()
     });
@@ -181,18 +215,19 @@ async fn play(
         workers.spawn(work(workload.clone(), worker, keys.clone(), stop.clone(), pause, turn));
     }
     let mut rng = StdRng::seed_from_u64(plan.seed);
-    let failed = disturb(cluster, nemeses, &recorder, plan.time, &mut rng).await;
+    let turns = schedule::turns(plan.seed, nemeses.len(), plan.time)?;
+    let failed = disturb(cluster, nemeses, &recorder, &turns, plan.time, &mut rng).await;
     stop.store(true, Ordering::Release);
     while let Some(ended) = workers.join_next().await {
         ended.map_err(|e| format!("a client: {e}"))?;
     }
     cluster.heal_all().await.map_err(|e| format!("healing: {e}"))?;
-    cluster.wait_ready(HEAL_WITHIN).await.map_err(|e| format!("after healing: {e}"))?;
+    cluster.wait_ready(plan.bar.patience).await.map_err(|e| format!("after healing: {e}"))?;
     let count = keys.lock().unwrap_or_else(PoisonError::into_inner).count();
     let rng = StdRng::seed_from_u64(plan.seed);
     // A thread of its own, with processes that no other thread has had.
     let reader = Worker::new(client, recorder.clone(), KEYSPACE.into(), plan.timeout, 1 << 40, 1, rng);
-    let unread = read_all(&**workload, reader, count, cluster.len()).await;
+    let unread = read_all(&**workload, reader, count, cluster.len(), plan.bar.patience).await;
     let acted = nemeses.iter().map(|nemesis| (nemesis.name().to_owned(), nemesis.acted())).collect();
     Ok(Played { recorder, acted, failed, unread })
 }
@@ -239,31 +274,30 @@ async fn work(
     }
 }
 
-/// Starts and stops nemeses until the time is over. What could not be done is told.
+/// Starts and stops nemeses, turn by turn, until the time is over. What could not be done is told.
+///
+/// Turns come later than planned when nemeses take their time. Then those that are nobody's first are left out, and
+/// the firsts, if need be, go on behind the end.
 async fn disturb(
     cluster: &mut Cluster,
     nemeses: &mut [Box<dyn Nemesis>],
     recorder: &Recorder,
+    turns: &[Turn],
     time: Duration,
     rng: &mut StdRng,
 ) -> Vec<String> {
     let mut failed = Vec::new();
-    let end = Instant::now() + time;
-    // The first fault comes soon, the last one ends before a fifth of the time, 10 s at most, is left.
-    let rest = (time / 5).min(Duration::from_secs(10));
-    let mut turn = rng.random_range(0..nemeses.len().max(1));
-    loop {
-        let quiet = Duration::from_millis(rng.random_range(500..4_000));
-        let harm = Duration::from_millis(rng.random_range(2_000..8_000));
-        if nemeses.is_empty() || Instant::now() + quiet + harm + rest > end {
+    let begin = Instant::now();
+    let last = turns.last().map_or(time, |turn| turn.until);
+    let mut calm_since = begin;
+    for turn in turns {
+        let at = (begin + turn.at).max(calm_since + LEAST_QUIET);
+        let harm = turn.until - turn.at;
+        if !turn.is_first && at + harm > begin + last + LEAST_QUIET {
             break;
         }
-        tokio::time::sleep(quiet).await;
-        // Each in turn, so that none is left out; now and then two at once.
-        let many = if nemeses.len() > 1 && rng.random_bool(0.3) { 2 } else { 1 };
-        let chosen: Vec<usize> = (0..many).map(|next| (turn + next) % nemeses.len()).collect();
-        turn += many;
-        for which in &chosen {
+        tokio::time::sleep_until(at.into()).await;
+        for which in &turn.who {
             let nemesis = &mut nemeses[*which];
             let name = nemesis.name();
             match nemesis.start(cluster, rng).await {
@@ -271,8 +305,9 @@ async fn disturb(
                 Err(error) => failed.push(format!("start-{name}: {error}")),
             }
         }
-        tokio::time::sleep(harm).await;
-        for which in &chosen {
+        // Of the harm itself there is a least, however long it took to do it.
+        tokio::time::sleep_until((at + harm).max(Instant::now() + LEAST_HARM / 2).into()).await;
+        for which in &turn.who {
             let nemesis = &mut nemeses[*which];
             let name = nemesis.name();
             match nemesis.stop(cluster, rng).await {
@@ -280,15 +315,22 @@ async fn disturb(
                 Err(error) => failed.push(format!("stop-{name}: {error}")),
             }
         }
+        calm_since = Instant::now();
     }
-    tokio::time::sleep_until(end.into()).await;
+    tokio::time::sleep_until((begin + time).max(calm_since + LEAST_REST).into()).await;
     failed
 }
 
 /// Reads each key through each node. Returns what could not be read.
-async fn read_all(workload: &dyn Workload, mut reader: Worker, keys: u64, nodes: usize) -> Vec<String> {
+async fn read_all(
+    workload: &dyn Workload,
+    mut reader: Worker,
+    keys: u64,
+    nodes: usize,
+    patience: Duration,
+) -> Vec<String> {
     let mut unread = Vec::new();
-    let end = Instant::now() + FINAL_WITHIN;
+    let end = Instant::now() + patience;
     for key in 0..keys {
         for node in 0..nodes {
             while !workload.final_read(&mut reader, key, node).await {

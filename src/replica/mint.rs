@@ -3,7 +3,7 @@
 //! Invariants:
 //! 1. A dot is issued once. Its line is extended only where the stored local mark says that this life of the
 //!    data directory minted it, and only above every counter of the line that the record or the client's
-//!    context knows; else a new birth begins (F10, F11; riak_kv#679).
+//!    context knows; else a new birth begins (F10, F11; riak_kv#679), one of which neither claims to know anything.
 //! 2. Births come from leases, stamps stay below the clock's bound; a new lease or bound is in the same batch
 //!    as the version that needs it, so both are durable before the version leaves the node.
 //! 3. A new version is never covered by what it replaces, and drops only what the client's context covers. A
@@ -261,7 +261,7 @@ fn mint_sibling(
 }
 
 /// The line to mint on: the marked one, one further, if nothing knows more of it than the mark does; else a
-/// new birth.
+/// new birth. With one that a context covers already, the version would be gone the moment it is merged in.
 fn next_line(
     minter: &mut Minter,
     marked: Option<Line>,

@@ -103,7 +103,11 @@ fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
 
 /// Encodes a context for a client.
 pub fn encode_context(context: &ClientContext) -> Vec<u8> {
-    let mut bytes = encode(CONTEXT_MARKER, context);
+    sealed_context(encode(CONTEXT_MARKER, context))
+}
+
+/// The bytes of a context with its checksum at their end.
+pub fn sealed_context(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes.extend_from_slice(&checksum(&bytes));
     bytes
 }

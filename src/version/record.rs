@@ -235,11 +235,22 @@ impl Record {
 }
 
 /// Keeps each version unless a past of the other side covers its dot. Returns whether `mine` changed.
+///
+/// Pasts that cover each other in a circle leave nothing: no writes make such, forged contexts do. Then the newest
+/// version of both sides stays (invariant 3), the same one on every replica.
 fn merge_siblings(mine: &mut Vec<Sibling>, theirs: &[Sibling]) -> bool {
     let missing: Vec<&Sibling> =
         theirs.iter().filter(|t| !mine.iter().any(|m| m.dot == t.dot || m.past.covers(&t.dot))).collect();
+    let stays = |m: &Sibling| !theirs.iter().any(|t| t.past.covers(&m.dot));
+    if missing.is_empty() && !mine.iter().any(stays) {
+        let newest = mine.iter().chain(theirs).max_by_key(|s| (s.stamp, *s)).cloned();
+        let newest: Vec<Sibling> = newest.into_iter().collect();
+        let changed = newest != *mine;
+        *mine = newest;
+        return changed;
+    }
     let before = mine.len();
-    mine.retain(|m| !theirs.iter().any(|t| t.past.covers(&m.dot)));
+    mine.retain(stays);
     let changed = mine.len() != before || !missing.is_empty();
     mine.extend(missing.into_iter().cloned());
     mine.sort_by_key(|s| s.dot);
@@ -367,6 +378,24 @@ pub(in crate::version) mod tests {
         match record {
             Record::Lww(v) => [Id::Lww(v.stamp, v.node)].into(),
             Record::Siblings(set) => set.iter().map(|s| Id::Sibling(s.dot)).collect(),
+        }
+    }
+
+    #[test]
+    fn a_circle_of_pasts_leaves_the_newest_version() {
+        let version = |own: Dot, covered: Dot, stamp: u64| {
+            let mut past = Context::new();
+            past.insert(covered);
+            let payload = Payload::Value(Bytes::from_static(b"v"));
+            Sibling { dot: own, past, stamp: Stamp(stamp), payload, expires_at: None }
+        };
+        let older = Record::Siblings(vec![version(dot(2, 1), dot(1, 1), 5)]);
+        let newer = Record::Siblings(vec![version(dot(1, 1), dot(2, 1), 6)]);
+        for (mine, theirs, changes) in [(&older, &newer, true), (&newer, &older, false)] {
+            let mut merged = mine.clone();
+            assert_eq!(merged.merge(theirs), Ok(changes));
+            assert_eq!(merged, newer, "in either order");
+            assert_eq!(merged.problem(), None);
         }
     }
 

@@ -194,9 +194,10 @@ fn measures() -> Vec<Canary> {
             &[],
         );
     };
+    let paused = Availability { longest_pause: limit, ..Availability::default() };
     vec![
         Canary::new(Stale { limit }, "a value was read long after it was replaced", stale),
-        Canary::new(Availability { longest_pause: limit }, "nothing succeeded for long", |draft, bad| {
+        Canary::new(paused, "nothing succeeded for long", |draft, bad| {
             draft.done(1, "read", 0, 1_i64, &[]).invoke(1, "read", 0, Edn::Nil);
             draft.ok(1, 1_i64, &[]).after(if bad { 200 } else { 50 }).done(1, "read", 0, 1_i64, &[]);
         }),

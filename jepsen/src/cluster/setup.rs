@@ -1,19 +1,21 @@
 //! How a cluster is made, and unmade.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::command::{blocking, run_blocking};
 use super::disk::Loop;
 use super::machine::Machine;
 use super::{Cluster, Disk, Error, Isolation, Node, Options, READY_WITHIN, clock, ledger, ports};
-use crate::network::{self, Network};
+use crate::network::{self, Network, rules};
 
 impl Isolation {
-    /// The best that this machine allows, and what is left out with it.
+    /// The best that this machine allows, and what is left out with it. Tried once: the answer stays.
     #[must_use]
     pub fn probe() -> (Isolation, Vec<String>) {
-        match namespaces_work() {
+        static FOUND: OnceLock<Result<(), String>> = OnceLock::new();
+        match FOUND.get_or_init(namespaces_work) {
             Ok(()) => (Isolation::Namespaces, Vec::new()),
             Err(why) => (
                 Isolation::Loopback,
@@ -23,16 +25,26 @@ impl Isolation {
     }
 }
 
+/// Does all that a cluster in namespaces can't do without: root in a container may be allowed some of it only, and a
+/// kernel may have been built without the rest.
 fn namespaces_work() -> Result<(), String> {
     if !rustix::process::geteuid().is_root() {
         return Err("not root".into());
     }
-    let machine = Machine::make().map_err(|error| error.to_string())?;
-    for line in [&["ip", "link", "add", "br0", "type", "bridge"][..], &["nft", "add", "table", "bridge", "t"]]
-    {
-        run_blocking(&machine.inside(line), "").map_err(|error| error.to_string())?;
-    }
-    Ok(())
+    let work = || -> Result<(), Error> {
+        let (hub, machine) = (Machine::make()?, Machine::make()?);
+        let other = machine.pid().to_string();
+        let inside = |line: &[&str], input: &str| run_blocking(&hub.inside(line), input);
+        inside(&["ip", "link", "add", "br0", "type", "bridge"], "")?;
+        inside(&["ip", "link", "add", "port", "type", "veth", "peer", "name", "inner", "netns", &other], "")?;
+        inside(&["ip", "link", "set", "port", "master", "br0"], "")?;
+        let mut faults = rules::Faults::default();
+        faults.block("probe", vec![(0, 1)]);
+        faults.lose("probe", 50, vec![(1, 0)]);
+        inside(&["nft", "-f", "-"], &faults.script(0))?;
+        network::try_to_enter(&hub)
+    };
+    work().map_err(|error| error.to_string())
 }
 
 impl Cluster {

@@ -48,6 +48,21 @@ pub fn enter_hub() -> Result<(), Error> {
         .map_err(|error| Error::io("entering the hub", error.into()))
 }
 
+/// Whether a thread of this process can move into a machine's network: one is made that does, and ends. Blocks.
+///
+/// # Errors
+///
+/// The system refuses.
+pub fn try_to_enter(machine: &Machine) -> Result<(), Error> {
+    let file = File::open(machine.proc().join("ns/net")).map_err(|error| Error::io("its network", error))?;
+    let moved =
+        std::thread::spawn(move || move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)));
+    match moved.join() {
+        Ok(moved) => moved.map_err(|error| Error::io("entering its network", error.into())),
+        Err(_) => Err(Error::Unable("the thread that tried ended badly".into())),
+    }
+}
+
 /// Whether the calling thread is in the hub.
 #[must_use]
 pub fn in_hub() -> bool {

@@ -1,0 +1,4 @@
+//! See `client_requests` in the library.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| quoral_fuzz::bodies::client_requests(data));

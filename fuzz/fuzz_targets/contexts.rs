@@ -1,0 +1,4 @@
+//! See `contexts` in the library.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| quoral_fuzz::bodies::contexts(data));

@@ -1,0 +1,4 @@
+//! See `peer_messages` in the library.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| quoral_fuzz::bodies::peer_messages(data));
