@@ -422,6 +422,7 @@ async fn a_row_that_the_server_refuses_is_named() {
     world.run_with(&["load", "-", "--skip-bad"], &text).await.exits(0);
     assert_eq!(lock(&world.shared).rows.len(), 2);
     world.run(&["load", "/no/such"]).await.exits(1);
+    world.run(&["load", "-", "--row-timeout", "0s"]).await.exits(2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -438,6 +439,25 @@ async fn a_load_that_gets_no_acknowledgement_stops_in_time() {
     no_faults(&world.shared);
     world.run(&args).await.exits(0);
     assert_eq!(lock(&world.shared).rows.len(), 100);
+}
+
+/// The other nodes, which `status` tells of, are dead: what the living one says is definite, however often the
+/// rows are tried and whatever time is left for the last try.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_that_is_refused_was_surely_not_applied() {
+    let world = World::new().await;
+    lock(&world.shared).told =
+        [world.node.address.to_string(), "127.0.0.1:1".into(), "127.0.0.1:2".into()].into();
+    set_faults(&world.shared, |_| Some(Fault::Before(unavailable())));
+    for (keyspace, rows) in [("default", 100), ("carts", 1)] {
+        let text = some_rows(rows).0;
+        let args = ["load", "-", "--keyspace", keyspace, "--row-timeout", "1s", "--timeout", "20s"];
+        let stopped =
+            tokio::time::timeout(Duration::from_secs(10), world.run_with(&args, text.as_bytes())).await;
+        let stopped = stopped.expect("the time of a row, not of a request").exits(5);
+        assert!(stopped.err.contains("2 needed"), "{}", stopped.err);
+    }
+    assert!(lock(&world.shared).log.len() < 64 * 20, "{} attempts", lock(&world.shared).log.len());
 }
 
 /// The node that is asked dies half-way: the load goes on at one that was not even named, and the dump at
