@@ -277,6 +277,43 @@ async fn scan_shows_ranges_and_goes_on_by_cursor() {
     assert_eq!(all.text().lines().count(), 5, "no cursor when nothing is left out");
     world.run(&["scan", "--prefix", "a"]).await.exits(2);
     world.run(&["scan", "--cursor", "*"]).await.exits(2);
+    // A cursor that the server refuses is not recommended.
+    let bad = || failure(Code::InvalidArgument, "cursor: is not of this keyspace", Applied::No, 0, 0);
+    set_faults(&world.shared, move |op| (op == "scan").then(|| Fault::Before(bad())));
+    let refused = world.run(&["scan", "--cursor", "zzzz"]).await.exits(2);
+    assert_eq!(refused.err, "quoral: cursor: is not of this keyspace\n");
+    // A scan that is cut off on its way can be gone on with.
+    let pages = AtomicU64::new(0);
+    lock(&world.shared).page = 2;
+    set_faults(&world.shared, move |op| {
+        (op == "page" && pages.fetch_add(1, Ordering::Relaxed) > 0).then(|| Fault::Before(unavailable()))
+    });
+    let cut = world.run(&["scan", "room", "--timeout", "300ms"]).await.exits(5);
+    assert_eq!(sorts(cut.text().to_string()), ["a1", "a2"]);
+    let cursor = cut.err.split("--cursor ").nth(1).and_then(|rest| rest.lines().next()).expect("a cursor");
+    no_faults(&world.shared);
+    let rest = world.run(&["scan", "room", "--cursor", cursor]).await;
+    assert_eq!(sorts(text(rest)), ["b1", "b2", "c\\t"]);
+}
+
+/// Dead, slow, refusing and good nodes: the good one is found, else the refusal is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn scan_asks_the_next_endpoint_and_tells_what_a_node_said() {
+    let (bad, good) = (World::new().await, World::new().await);
+    good.run(&["put", "k", "v"]).await.exits(0);
+    let (at_bad, at_good) = (bad.node.address, good.node.address);
+    set_faults(&bad.shared, |_| Some(Fault::Before(unavailable())));
+    let dead = "127.0.0.1:1";
+    for endpoints in [format!("{dead},{at_bad}"), format!("{at_bad},{dead}")] {
+        let refused = run_at(&endpoints, &["scan", "--timeout", "400ms"], b"").await.exits(5);
+        assert!(refused.err.contains("2 needed"), "{}", refused.err);
+    }
+    let found = run_at(&format!("{dead},{at_bad},{at_good}"), &["scan"], b"").await.exits(0);
+    assert_eq!(found.text(), "k\t\tv\n");
+    // Slower than the time of the whole scan.
+    lock(&bad.shared).scan_pause = Duration::from_secs(60);
+    let found = run_at(&format!("{at_bad},{at_good}"), &["scan", "--timeout", "400ms"], b"").await.exits(0);
+    assert_eq!(found.text(), "k\t\tv\n");
 }
 
 /// Rows that are text and bytes, with and without sort keys, each once.
