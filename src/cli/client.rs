@@ -7,6 +7,8 @@
 //! 1. An [`Op::Write`] is sent again only after an error that says it was surely not applied.
 //! 2. If any attempt may have been applied, the error says so, whatever the later attempts said.
 //! 3. A call ends at its deadline, which the server is told as `grpc-timeout`.
+//! 4. A round of answers and refused connections ends the call: only a connection that broke in it is reason
+//!    for another. No attempt but the first begins with too little time for an answer.
 //!
 //! It does not retry an overloaded server: the error carries the delay, the verb decides.
 
@@ -21,7 +23,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 
-use super::output::{CliError, Exit, Op};
+use super::output::{CliError, Exit, Op, Reached};
 use crate::rpc::proto::cluster_client::ClusterClient;
 use crate::rpc::proto::kv_client::KvClient;
 use crate::types::error::Applied;
@@ -48,10 +50,6 @@ impl Deadline {
     pub fn left(self) -> Duration {
         self.0.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
     }
-
-    fn passed(self) -> bool {
-        Instant::now() >= self.0
-    }
 }
 
 /// The generated `Kv` client, with a deadline.
@@ -66,6 +64,13 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const KEEP_ALIVE: Duration = Duration::from_millis(450);
 /// Pause before the endpoints are tried a second time.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
+/// An attempt with less time than this would end before its answer, and make a refused write a doubtful one.
+const ATTEMPT_MIN: Duration = Duration::from_millis(50);
+
+/// Whether another attempt, after `pause`, would have time for an answer, with `left` of `all` the time.
+pub fn has_time(left: Duration, pause: Duration, all: Duration) -> bool {
+    left > pause + ATTEMPT_MIN.min(all / 4)
+}
 
 #[derive(Debug)]
 struct Target {
@@ -115,6 +120,11 @@ impl Client {
     /// The deadline of each call.
     pub fn timeout(&self) -> Duration {
         self.timeout
+    }
+
+    /// This client, with calls no longer than `most`.
+    pub fn within(&self, most: Duration) -> Client {
+        Client { timeout: self.timeout.min(most), ..self.clone() }
     }
 
     /// A `Kv` client on the first endpoint that can be reached, with a deadline of [`Client::timeout`]
@@ -181,7 +191,7 @@ impl Client {
     }
 
     /// Tries the endpoints in turn from the current one. A repeatable request goes round until the
-    /// deadline while its errors are of the transport; any other goes round once.
+    /// deadline while connections break; any other goes round once.
     async fn call<T, F, Fut>(&self, op: Op, send: F) -> Result<T, CliError>
     where
         F: Fn(Channel, Deadline) -> Fut,
@@ -190,6 +200,8 @@ impl Client {
         let deadline = Deadline::after(self.timeout);
         let start = self.current.load(Ordering::Relaxed);
         let mut worst = Worst::default();
+        // Whether a connection broke in this round.
+        let mut broke = false;
         for attempt in 0.. {
             let at = (start + attempt) % self.targets.len();
             let error = match self.attempt(at, op, deadline, &send).await {
@@ -199,53 +211,46 @@ impl Client {
                 }
                 Err(error) => error,
             };
-            let last_of_round = (attempt + 1) % self.targets.len() == 0;
-            let next = worst.add(op, error, last_of_round);
-            if !next || deadline.passed() {
+            broke |= error.reached == Reached::Connection;
+            let (again, pause) = if (attempt + 1) % self.targets.len() == 0 {
+                // What all endpoints said, alive or dead, is an answer: don't knock until the deadline.
+                (op != Op::Write && std::mem::take(&mut broke), RETRY_PAUSE)
+            } else {
+                (goes_on(op, &error), Duration::ZERO)
+            };
+            worst.add(error);
+            if !again || !has_time(deadline.left(), pause, self.timeout) {
                 break;
             }
-            if last_of_round {
-                tokio::time::sleep(RETRY_PAUSE.min(deadline.left())).await;
-            }
+            tokio::time::sleep(pause).await;
         }
         Err(worst.into_error())
     }
 
     /// One attempt at one endpoint, within the deadline.
-    async fn attempt<T, F, Fut>(&self, at: usize, op: Op, deadline: Deadline, send: &F) -> Result<T, Attempt>
+    async fn attempt<T, F, Fut>(&self, at: usize, op: Op, deadline: Deadline, send: &F) -> Result<T, CliError>
     where
         F: Fn(Channel, Deadline) -> Fut,
         Fut: Future<Output = Result<Response<T>, Status>>,
     {
         let target = &self.targets[at];
-        let channel = match target.channel(deadline).await {
-            Ok(channel) => channel,
-            Err(error) => return Err(Attempt { error, unsent: true, broken: true }),
-        };
+        let channel = target.channel(deadline).await?;
         // A little after the server's own deadline, so that its answer, which says more, can arrive.
         let patience = deadline.left() + Duration::from_millis(200).min(self.timeout / 4);
-        let status = match tokio::time::timeout(patience, send(channel, deadline)).await {
+        let mut error = match tokio::time::timeout(patience, send(channel, deadline)).await {
             Ok(Ok(answer)) => return Ok(answer.into_inner()),
-            Ok(Err(status)) => status,
-            Err(_) => Status::deadline_exceeded("no answer within the time"),
+            Ok(Err(status)) => CliError::from_status(&status, op),
+            Err(_) => {
+                let late = Status::deadline_exceeded("no answer within the time");
+                CliError { reached: Reached::Connection, ..CliError::from_status(&late, op) }
+            }
         };
-        let broken = status.details().is_empty()
-            && matches!(
-                status.code(),
-                tonic::Code::Unavailable
-                    | tonic::Code::Unknown
-                    | tonic::Code::Internal
-                    | tonic::Code::Cancelled
-            );
-        if broken {
+        if error.reached != Reached::Answer {
             // Connect afresh next time, rather than wait for tonic's own reconnect.
             *target.channel.lock().await = None;
-        }
-        let mut error = CliError::from_status(&status, op);
-        if broken {
             error.message = format!("{}: {}", target.name, error.message);
         }
-        Err(Attempt { error, unsent: super::output::surely_unsent(&status), broken })
+        Err(error)
     }
 
     async fn first_reachable(&self, deadline: Deadline) -> Result<(usize, Channel), CliError> {
@@ -287,52 +292,41 @@ impl Target {
     }
 }
 
-/// How one attempt failed.
-struct Attempt {
-    error: CliError,
-    /// No connection was made.
-    unsent: bool,
-    /// The transport failed, not the server.
-    broken: bool,
+/// Whether the next endpoint is asked after this failure of one.
+fn goes_on(op: Op, error: &CliError) -> bool {
+    match error.reached {
+        Reached::Nobody => true,
+        Reached::Connection => op != Op::Write,
+        // A node that is starting or stopping, or cut off: another may do better.
+        Reached::Answer => error.exit == Exit::Unavailable && error.code == "UNAVAILABLE",
+    }
 }
 
-/// What is known after some failed attempts.
-#[derive(Default)]
-struct Worst {
+/// What is known after some failed attempts of one request: the last error of those that tell most, and whether
+/// any attempt may have been applied.
+#[derive(Debug, Default)]
+pub struct Worst {
     error: Option<CliError>,
     maybe: bool,
-    /// Whether some endpoint of this round took a connection.
-    alive: bool,
 }
 
 impl Worst {
-    /// Takes one more failure in; whether another attempt is allowed.
-    fn add(&mut self, op: Op, attempt: Attempt, last_of_round: bool) -> bool {
-        let Attempt { error, unsent, broken } = attempt;
+    /// Takes one more failure in. A node's own words stay before a connection that broke, and that before one
+    /// that was refused.
+    pub fn add(&mut self, error: CliError) {
         self.maybe |= error.applied == Applied::Maybe;
-        self.alive |= !unsent;
-        // A node that is starting or stopping, or cut off: another may do better.
-        let refused = error.exit == Exit::Unavailable && error.code == "UNAVAILABLE" && !broken;
-        let again = if last_of_round {
-            // All endpoints dead is an answer: don't knock until the deadline.
-            op != Op::Write && broken && self.alive
-        } else {
-            refused || unsent || (op != Op::Write && broken)
-        };
-        self.alive &= !last_of_round;
-        // The server's own words tell more than a connection refused.
-        if self.error.is_none() || !unsent {
+        if self.error.as_ref().is_none_or(|known| error.reached >= known.reached) {
             self.error = Some(error);
         }
-        again
     }
 
-    fn into_error(self) -> CliError {
+    /// The error of the whole.
+    pub fn into_error(self) -> CliError {
         let mut error = self.error.unwrap_or_else(|| CliError::new(Exit::Unavailable, "no endpoint"));
         if self.maybe && error.applied == Applied::No {
             error.applied = Applied::Maybe;
             error.exit = Exit::Unknown;
-            error.message.push_str("; an earlier attempt may have been applied");
+            error.message.push_str("; another attempt may have been applied");
         }
         error
     }

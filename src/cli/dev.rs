@@ -7,7 +7,8 @@
 //! 1. No node outlives this process: each holds the read end of a pipe and stops when it closes, even
 //!    after a kill -9 of this process.
 //! 2. Nodes are in process groups of their own, so Ctrl-C reaches them through this process, in order.
-//! 3. Nothing is started unless the directory is ours alone and all ports are free.
+//! 3. No configuration is written and no node is started unless the directory is ours alone and all ports are
+//!    free.
 
 mod site;
 
@@ -72,6 +73,7 @@ impl DevArgs {
             site::Wanted { nodes: self.nodes, base_port: self.base_port, partitions: self.partitions };
         let site = Site::open(&self.dir, &wanted)?;
         site.check_ports().await?;
+        site.write_missing()?;
         let mut cluster = Running::default();
         for node in &site.nodes {
             if let Err(error) = cluster.start(node) {

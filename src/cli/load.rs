@@ -114,6 +114,9 @@ struct Load {
 impl LoadArgs {
     /// Loads; the summary goes to stderr, with `-o json` also as an object to stdout.
     pub async fn run(self, global: &Global) -> CliResult {
+        if self.row_timeout.is_zero() {
+            return Err(CliError::usage("--row-timeout: is 0, must be at least 1ms"));
+        }
         // Before anything else: a missing file needs no cluster.
         let size =
             std::fs::metadata(&self.file).ok().filter(|m| m.is_file() && !self.piped()).map(|m| m.len());

@@ -66,6 +66,17 @@ pub enum Op {
     RepeatableWrite,
 }
 
+/// How far an attempt came, and so how much its error tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reached {
+    /// No node took a connection, or none was asked.
+    Nobody,
+    /// A node took the connection, which then broke or stayed silent.
+    Connection,
+    /// A node answered: these are its words.
+    Answer,
+}
+
 /// What a verb returns.
 pub type CliResult = Result<Exit, CliError>;
 
@@ -86,6 +97,8 @@ pub struct CliError {
     pub received: u32,
     /// How long an overloaded server asks to wait.
     pub retry_after: Option<Duration>,
+    /// Whose error it is.
+    pub reached: Reached,
 }
 
 impl CliError {
@@ -102,7 +115,8 @@ impl CliError {
         };
         let applied = if exit == Exit::Unknown { Applied::Maybe } else { Applied::No };
         let message = message.into();
-        CliError { exit, code, message, applied, required: 0, received: 0, retry_after: None }
+        let reached = Reached::Nobody;
+        CliError { exit, code, message, applied, required: 0, received: 0, retry_after: None, reached }
     }
 
     /// Exit 1.
@@ -152,6 +166,7 @@ impl CliError {
             required: failure.as_ref().map_or(0, |f| f.required),
             received: failure.as_ref().map_or(0, |f| f.received),
             retry_after,
+            reached: reached(status),
         }
     }
 
@@ -213,8 +228,19 @@ fn refused_as_it_is(code: Code) -> bool {
     )
 }
 
+/// How far the attempt with this end came.
+fn reached(status: &Status) -> Reached {
+    let by_transport =
+        matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled);
+    match status.details().is_empty() && by_transport {
+        _ if surely_unsent(status) => Reached::Nobody,
+        true => Reached::Connection,
+        false => Reached::Answer,
+    }
+}
+
 /// Whether the request never left, because no connection could be made.
-pub fn surely_unsent(status: &Status) -> bool {
+fn surely_unsent(status: &Status) -> bool {
     let mut cause = std::error::Error::source(status);
     while let Some(error) = cause {
         if error.is::<tonic::ConnectError>() {

@@ -3,7 +3,8 @@
 //! Invariants:
 //! 1. Each entry is given once: a page is taken whole or not at all, and after a broken stream the scan
 //!    goes on behind the last page taken, at the next endpoint.
-//! 2. It ends: after `patience` without a page the last error is returned, with the cursor kept for later.
+//! 2. It ends: after `patience` without a page the last answer of a node is returned (if none answered, the
+//!    last error), with the cursor kept for later. By then as many endpoints were asked as were given.
 //! 3. Memory is bounded by one page and what the connection buffers.
 
 use std::time::Duration;
@@ -13,8 +14,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tonic::Streaming;
 
 use super::Global;
-use super::client::Client;
-use super::output::{CliError, Exit, Op, note};
+use super::client::{Client, Worst};
+use super::output::{CliError, Exit, Op, Reached, note};
 use super::request::millis;
 use crate::rpc::proto::kv_client::KvClient;
 use crate::rpc::proto::{ScanRequest, ScanResponse, StatusRequest};
@@ -28,6 +29,8 @@ const GRACE: Duration = Duration::from_millis(500);
 /// A scan in progress.
 pub struct Pages {
     clients: Vec<Client>,
+    /// How many of them the user gave.
+    given: usize,
     /// Index of the client in use.
     at: usize,
     /// What is still to be read: its cursor and limit move on with each page.
@@ -37,8 +40,9 @@ pub struct Pages {
     patience: Duration,
     /// Since when no page has come.
     waiting_since: Instant,
-    /// Failed attempts since the last page.
+    /// Failed attempts since the last page, and what they tell.
     failures: usize,
+    worst: Worst,
     /// Whether a page has come at all, and from the stream in use.
     started: bool,
     stream_gave: bool,
@@ -61,6 +65,7 @@ impl Pages {
         request.timeout_ms = millis(global.timeout);
         Ok(Pages {
             clients,
+            given: global.endpoints.len(),
             at: 0,
             request,
             stream: None,
@@ -68,6 +73,7 @@ impl Pages {
             patience,
             waiting_since: Instant::now(),
             failures: 0,
+            worst: Worst::default(),
             started: false,
             stream_gave: false,
             done: false,
@@ -96,7 +102,10 @@ impl Pages {
     }
 
     async fn attempt(&mut self) -> Result<Option<ScanResponse>, CliError> {
-        let late = |_| CliError::new(Exit::Unavailable, "no page within the time");
+        let late = |_| {
+            let error = CliError::new(Exit::Unavailable, "no page within the time");
+            CliError { reached: Reached::Connection, ..error }
+        };
         let wait = self.page_timeout + GRACE;
         let stream = match &mut self.stream {
             Some(stream) => stream,
@@ -117,6 +126,7 @@ impl Pages {
         self.started = true;
         self.stream_gave = true;
         self.failures = 0;
+        self.worst = Worst::default();
         let entries = page.entries.len() as u64;
         let all_wanted = self.request.limit > 0 && entries >= self.request.limit;
         self.request.limit = self.request.limit.saturating_sub(entries);
@@ -141,14 +151,20 @@ impl Pages {
         let round_over = self.failures.is_multiple_of(self.clients.len());
         // A scan that never began need not be saved.
         let patience = if self.started { self.patience } else { self.page_timeout };
-        if error.exit != Exit::Unavailable || self.waiting_since.elapsed() >= patience {
+        if error.exit != Exit::Unavailable {
             return Err(error);
         }
+        let (told, delay) = (error.to_string(), error.retry_after);
+        self.worst.add(error);
+        // One slow node may have used up all the time: the others are asked nevertheless.
+        if self.waiting_since.elapsed() >= patience && self.failures >= self.given {
+            return Err(std::mem::take(&mut self.worst).into_error());
+        }
         if self.failures == 1 && self.started {
-            note(format!("quoral: {error}; going on at another endpoint"));
+            note(format!("quoral: {told}; going on at another endpoint"));
         }
         self.at = (self.at + 1) % self.clients.len();
-        if let Some(delay) = error.retry_after {
+        if let Some(delay) = delay {
             sleep(delay.min(patience)).await;
         } else if round_over {
             sleep(RETRY_PAUSE).await;

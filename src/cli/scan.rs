@@ -101,6 +101,7 @@ impl ScanArgs {
     /// Scans and prints as pages come.
     pub async fn run(self, global: &Global) -> CliResult {
         let request = self.request(global)?;
+        let begin = request.cursor.clone();
         let known = Known::ask(global).await?;
         let mut pages = Pages::new(global, &known, request, global.timeout)?;
         let mut out = BufWriter::new(io::stdout().lock());
@@ -112,9 +113,11 @@ impl ScanArgs {
             }
         };
         let cursor = output::context_text(pages.cursor());
-        if !cursor.is_empty() && global.json() && end.is_ok() {
+        // A scan that did not move has nothing to tell: what stopped it may be the cursor it was given.
+        let moved = !cursor.is_empty() && *pages.cursor() != begin;
+        if moved && global.json() && end.is_ok() {
             output::stdout_result(writeln!(out, "{}", json!({ "cursor": cursor })))?;
-        } else if !cursor.is_empty() {
+        } else if moved {
             output::note(format!("quoral: there is more; go on with --cursor {cursor}"));
         }
         output::stdout_result(out.flush())?;

@@ -3,19 +3,20 @@
 //! In an `lww` keyspace to put a value twice does the same as once. In a `siblings` keyspace each row is read
 //! before it is sent, or sent again, and is left alone if its value is there already; what else is there
 //! stays, so a dump with siblings is loaded back to the same set, and loaded twice it is not doubled.
+//!
+//! A row's time bounds its last attempt too. When it is up, the last answer of a node is told.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
 use super::Global;
-use super::client::{Client, Kv};
+use super::client::{Client, Kv, Worst, has_time};
 use super::output::{CliError, Exit, Op};
 use super::pages::Known;
 use super::request::{get, millis, put_level};
 use super::rows::Row;
 use crate::rpc::proto;
-use crate::types::error::Applied;
 use crate::types::policy::Level;
 
 /// First pause before a row is sent again; doubled each time.
@@ -32,7 +33,6 @@ pub struct Sender {
     keyspace: String,
     siblings: bool,
     w: Option<Level>,
-    timeout: Duration,
     row_timeout: Duration,
 }
 
@@ -72,35 +72,30 @@ impl Sender {
             keyspace: global.keyspace.clone(),
             siblings,
             w,
-            timeout: global.timeout,
             row_timeout,
         })
     }
 
     /// Sends a row until it is acknowledged, refused for good, or out of time.
     pub async fn send(&self, line: u64, row: Row) -> Result<(), CliError> {
-        let began = Instant::now();
+        let end = Instant::now() + self.row_timeout;
         let mut backoff = BACKOFF_MIN;
-        let mut maybe = false;
+        let mut worst = Worst::default();
         for attempt in 0.. {
             // Rows are spread over the given endpoints; the others are for when one fails.
             let first = (line % self.given as u64) as usize;
             let client = &self.clients[(first + attempt) % self.clients.len()];
-            let mut error = match self.attempt(client, &row).await {
+            let error = match self.attempt(client, &row, end).await {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
-            maybe |= error.applied == Applied::Maybe;
             // Rows that failed together should not come back together.
             let jitter = Duration::from_millis((line.wrapping_mul(7_919) + attempt as u64 * 31) % 20);
             let pause = error.retry_after.unwrap_or(backoff).min(BACKOFF_MAX) + jitter;
-            if is_final(&error) || began.elapsed() + pause >= self.row_timeout {
-                if maybe && error.applied == Applied::No {
-                    error.applied = Applied::Maybe;
-                    error.exit = Exit::Unknown;
-                    error.message.push_str("; an earlier attempt may have been applied");
-                }
-                return Err(error);
+            let ended = is_final(&error) || !self.has_time(end, pause);
+            worst.add(error);
+            if ended {
+                return Err(worst.into_error());
             }
             sleep(pause).await;
             backoff = (backoff * 2).min(BACKOFF_MAX);
@@ -108,17 +103,28 @@ impl Sender {
         Ok(())
     }
 
-    async fn attempt(&self, client: &Client, row: &Row) -> Result<(), CliError> {
-        if self.siblings && self.is_there(client, row).await? {
-            return Ok(());
+    fn has_time(&self, end: Instant, pause: Duration) -> bool {
+        has_time(end.saturating_duration_since(Instant::now()), pause, self.row_timeout)
+    }
+
+    async fn attempt(&self, client: &Client, row: &Row, end: Instant) -> Result<(), CliError> {
+        let within = || client.within(end.saturating_duration_since(Instant::now()));
+        if self.siblings {
+            if self.is_there(&within(), row).await? {
+                return Ok(());
+            }
+            if !self.has_time(end, Duration::ZERO) {
+                return Err(CliError::new(Exit::Unavailable, "no time is left to send it; nothing was sent"));
+            }
         }
+        let client = within();
         let request = proto::PutRequest {
             keyspace: self.keyspace.clone(),
             key: row.key.partition_key().clone(),
             sort: row.key.sort_key().clone(),
             value: row.value.clone(),
             acks: self.w.map(put_level),
-            timeout_ms: millis(self.timeout),
+            timeout_ms: millis(client.timeout()),
             ..Default::default()
         };
         let send = |mut kv: Kv| {
@@ -134,7 +140,7 @@ impl Sender {
             keyspace: self.keyspace.clone(),
             key: row.key.partition_key().clone(),
             sort: row.key.sort_key().clone(),
-            timeout_ms: millis(self.timeout),
+            timeout_ms: millis(client.timeout()),
             answers: None,
         };
         let answer = get(client, request).await?;

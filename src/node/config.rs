@@ -346,7 +346,7 @@ impl Checked {
 }
 
 /// The `QUORAL_` variables of this process.
-fn environment() -> BTreeMap<String, String> {
+pub fn environment() -> BTreeMap<String, String> {
     std::env::vars_os()
         .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
         .filter(|(name, _)| name.starts_with("QUORAL_"))

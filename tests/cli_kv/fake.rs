@@ -42,6 +42,8 @@ pub struct State {
     /// Addresses that `status` tells.
     pub told: Vec<String>,
     pub page: usize,
+    /// How long a scan is left without an answer.
+    pub scan_pause: Duration,
 }
 
 pub type Shared = Arc<Mutex<State>>;
@@ -235,6 +237,8 @@ impl Kv for Fake {
 
     async fn scan(&self, request: Request<ScanRequest>) -> Result<Response<Self::ScanStream>, Status> {
         let request = request.into_inner();
+        let pause = lock(&self.0).scan_pause;
+        tokio::time::sleep(pause).await;
         let mut state = lock(&self.0);
         if let Some(Fault::Before(status)) = state.fault("scan", &request.key) {
             return Err(status);

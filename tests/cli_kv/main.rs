@@ -277,6 +277,43 @@ async fn scan_shows_ranges_and_goes_on_by_cursor() {
     assert_eq!(all.text().lines().count(), 5, "no cursor when nothing is left out");
     world.run(&["scan", "--prefix", "a"]).await.exits(2);
     world.run(&["scan", "--cursor", "*"]).await.exits(2);
+    // A cursor that the server refuses is not recommended.
+    let bad = || failure(Code::InvalidArgument, "cursor: is not of this keyspace", Applied::No, 0, 0);
+    set_faults(&world.shared, move |op| (op == "scan").then(|| Fault::Before(bad())));
+    let refused = world.run(&["scan", "--cursor", "zzzz"]).await.exits(2);
+    assert_eq!(refused.err, "quoral: cursor: is not of this keyspace\n");
+    // A scan that is cut off on its way can be gone on with.
+    let pages = AtomicU64::new(0);
+    lock(&world.shared).page = 2;
+    set_faults(&world.shared, move |op| {
+        (op == "page" && pages.fetch_add(1, Ordering::Relaxed) > 0).then(|| Fault::Before(unavailable()))
+    });
+    let cut = world.run(&["scan", "room", "--timeout", "300ms"]).await.exits(5);
+    assert_eq!(sorts(cut.text().to_string()), ["a1", "a2"]);
+    let cursor = cut.err.split("--cursor ").nth(1).and_then(|rest| rest.lines().next()).expect("a cursor");
+    no_faults(&world.shared);
+    let rest = world.run(&["scan", "room", "--cursor", cursor]).await;
+    assert_eq!(sorts(text(rest)), ["b1", "b2", "c\\t"]);
+}
+
+/// Dead, slow, refusing and good nodes: the good one is found, else the refusal is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn scan_asks_the_next_endpoint_and_tells_what_a_node_said() {
+    let (bad, good) = (World::new().await, World::new().await);
+    good.run(&["put", "k", "v"]).await.exits(0);
+    let (at_bad, at_good) = (bad.node.address, good.node.address);
+    set_faults(&bad.shared, |_| Some(Fault::Before(unavailable())));
+    let dead = "127.0.0.1:1";
+    for endpoints in [format!("{dead},{at_bad}"), format!("{at_bad},{dead}")] {
+        let refused = run_at(&endpoints, &["scan", "--timeout", "400ms"], b"").await.exits(5);
+        assert!(refused.err.contains("2 needed"), "{}", refused.err);
+    }
+    let found = run_at(&format!("{dead},{at_bad},{at_good}"), &["scan"], b"").await.exits(0);
+    assert_eq!(found.text(), "k\t\tv\n");
+    // Slower than the time of the whole scan.
+    lock(&bad.shared).scan_pause = Duration::from_secs(60);
+    let found = run_at(&format!("{at_bad},{at_good}"), &["scan", "--timeout", "400ms"], b"").await.exits(0);
+    assert_eq!(found.text(), "k\t\tv\n");
 }
 
 /// Rows that are text and bytes, with and without sort keys, each once.
@@ -422,6 +459,7 @@ async fn a_row_that_the_server_refuses_is_named() {
     world.run_with(&["load", "-", "--skip-bad"], &text).await.exits(0);
     assert_eq!(lock(&world.shared).rows.len(), 2);
     world.run(&["load", "/no/such"]).await.exits(1);
+    world.run(&["load", "-", "--row-timeout", "0s"]).await.exits(2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -438,6 +476,25 @@ async fn a_load_that_gets_no_acknowledgement_stops_in_time() {
     no_faults(&world.shared);
     world.run(&args).await.exits(0);
     assert_eq!(lock(&world.shared).rows.len(), 100);
+}
+
+/// The other nodes, which `status` tells of, are dead: what the living one says is definite, however often the
+/// rows are tried and whatever time is left for the last try.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_that_is_refused_was_surely_not_applied() {
+    let world = World::new().await;
+    lock(&world.shared).told =
+        [world.node.address.to_string(), "127.0.0.1:1".into(), "127.0.0.1:2".into()].into();
+    set_faults(&world.shared, |_| Some(Fault::Before(unavailable())));
+    for (keyspace, rows) in [("default", 100), ("carts", 1)] {
+        let text = some_rows(rows).0;
+        let args = ["load", "-", "--keyspace", keyspace, "--row-timeout", "1s", "--timeout", "20s"];
+        let stopped =
+            tokio::time::timeout(Duration::from_secs(10), world.run_with(&args, text.as_bytes())).await;
+        let stopped = stopped.expect("the time of a row, not of a request").exits(5);
+        assert!(stopped.err.contains("2 needed"), "{}", stopped.err);
+    }
+    assert!(lock(&world.shared).log.len() < 64 * 20, "{} attempts", lock(&world.shared).log.len());
 }
 
 /// The node that is asked dies half-way: the load goes on at one that was not even named, and the dump at

@@ -209,7 +209,8 @@ fn two_dev_clusters_on_one_directory_are_refused() {
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
     assert!(said(&output).contains("another `quoral dev` runs"), "{}", said(&output));
     // Another directory, the same ports: all that are taken are named.
-    let other = dir.with_extension("other").display().to_string();
+    let moved = dir.with_extension("other");
+    let other = moved.display().to_string();
     let base = base.to_string();
     let (output, _) =
         crate::cluster::run(&["dev", "--dir", &other, "--base-port", &base], Duration::from_secs(20));
@@ -219,7 +220,13 @@ fn two_dev_clusters_on_one_directory_are_refused() {
         "{}",
         said(&output)
     );
+    // Its advice can be followed: what was refused is no cluster.
+    let mut other = Dev::start(&moved, free_ports(30));
+    put(&other, "k", "of the other");
     put(&dev, "k", "v");
-    dev.signal(Signal::TERM);
-    assert_eq!(dev.ended(), Some(0), "{}", dev.errors());
+    assert_eq!(get(&other, "k"), "of the other");
+    for dev in [&mut dev, &mut other] {
+        dev.signal(Signal::TERM);
+        assert_eq!(dev.ended(), Some(0), "{}", dev.errors());
+    }
 }

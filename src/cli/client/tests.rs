@@ -225,14 +225,70 @@ async fn a_connection_that_breaks_is_replaced_for_what_can_be_repeated() {
 
 #[tokio::test]
 async fn an_earlier_maybe_is_not_forgotten() {
-    let mut worst = Worst::default();
-    let maybe = CliError::new(Exit::Unknown, "broken");
-    assert!(worst.add(Op::RepeatableWrite, Attempt { error: maybe, unsent: false, broken: true }, false));
-    let refused = CliError::new(Exit::Unavailable, "refused");
-    worst.add(Op::RepeatableWrite, Attempt { error: refused, unsent: false, broken: false }, true);
-    let error = worst.into_error();
-    assert_eq!((error.exit, error.applied), (Exit::Unknown, Applied::Maybe));
-    assert!(error.message.contains("earlier"), "{error}");
+    let error = |exit, message: &str, reached| CliError { reached, ..CliError::new(exit, message) };
+    let maybe = error(Exit::Unknown, "broken", Reached::Connection);
+    assert!(goes_on(Op::RepeatableWrite, &maybe) && !goes_on(Op::Write, &maybe));
+    let refused = error(Exit::Unavailable, "refused", Reached::Answer);
+    for order in [[&maybe, &refused], [&refused, &maybe]] {
+        let mut worst = Worst::default();
+        order.into_iter().for_each(|error| worst.add(error.clone()));
+        let error = worst.into_error();
+        assert_eq!((error.exit, error.applied), (Exit::Unknown, Applied::Maybe));
+        assert_eq!(error.message, "refused; another attempt may have been applied");
+    }
+}
+
+/// Two nodes of three are dead, and the third says at once that nothing can be done.
+#[tokio::test]
+async fn a_definite_answer_ends_the_call_whatever_is_dead() {
+    for op in [Op::Write, Op::Read, Op::RepeatableWrite] {
+        let node = Node::start(UNAVAILABLE);
+        let alive = node.address.to_string();
+        for endpoints in [[alive.clone(), dead(), dead()], [dead(), dead(), alive.clone()]] {
+            let asked = node.asked();
+            let error = ask(&client(&endpoints, 60_000), op).await.expect_err("refused");
+            assert_eq!((error.exit, error.message.as_str()), (Exit::Unavailable, "why"), "{op:?}");
+            assert_eq!(node.asked(), asked + 1, "{op:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_round_in_which_a_connection_broke_is_followed_by_one_more() {
+    for (op, exit) in [(Op::Read, Exit::Unavailable), (Op::RepeatableWrite, Exit::Unknown)] {
+        let (refuses, hangs) = (Node::start(UNAVAILABLE), Node::start(Does::Hangs));
+        let client = client(&[refuses.address.to_string(), hangs.address.to_string(), dead()], 60_000);
+        let call = tokio::spawn(async move { ask(&client, op).await });
+        while hangs.asked() == 0 {
+            tokio::task::yield_now().await;
+        }
+        drop(hangs);
+        let error = call.await.expect("ran").expect_err("refused");
+        assert_eq!(error.exit, exit, "{error}");
+        assert!(error.message.starts_with("why"), "{error}");
+        assert_eq!(refuses.asked(), 2, "in the second round nothing broke");
+    }
+}
+
+/// Without details, UNAVAILABLE is what the transport says of a connection that broke.
+const BREAKS: Does = Does::Fails(Code::Unavailable, None, 0);
+
+#[tokio::test]
+async fn no_attempt_begins_when_time_is_nearly_up() {
+    let (refuses, breaks) = (Node::start(UNAVAILABLE), Node::start(BREAKS));
+    let client = client(&[refuses.address.to_string(), breaks.address.to_string()], 400);
+    let error = ask(&client, Op::Read).await.expect_err("refused");
+    assert_eq!((error.exit, error.message.as_str()), (Exit::Unavailable, "why"), "the last definite answer");
+    assert!(refuses.asked() > 1, "it went round");
+    for node in [&refuses, &breaks] {
+        let told = node.fake.told.lock().expect("not poisoned").clone().expect("a deadline");
+        // In nanoseconds if they have at most eight digits, so below 100 ms.
+        let nanos = told.strip_suffix('n').map(|nanos| nanos.parse::<u64>().expect("a number"));
+        assert!(nanos.is_none_or(|nanos| nanos > 10_000_000), "{told} were left");
+    }
+    assert!(has_time(Duration::from_millis(101), RETRY_PAUSE, client.timeout()));
+    assert!(!has_time(Duration::from_millis(100), RETRY_PAUSE, client.timeout()));
+    assert!(has_time(Duration::from_millis(6), Duration::ZERO, Duration::from_millis(20)), "of a short time");
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! The directory of a dev cluster: its lock, its nodes' files, their ports.
 //!
 //! The first node's configuration is the truth about the cluster (it lists all nodes): it is written
-//! first and whole, so a start that is cut off half-way leaves no directory or a good one.
+//! first and whole, so a start that is cut off half-way leaves no cluster or a good one. None is written before
+//! the ports are known to be free, so that a start which is refused can be tried again with other flags.
 //!
 //! It never changes a configuration that is there: a user may have edited it.
 
@@ -12,7 +13,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use crate::cli::output::CliError;
-use crate::node::config::{BootstrapNode, Config};
+use crate::node::config::{BootstrapNode, Config, environment};
 use crate::rpc::transport::{Network, TcpNetwork};
 use crate::types::ids::NodeId;
 
@@ -23,7 +24,7 @@ pub(super) struct Wanted {
     pub partitions: Option<u32>,
 }
 
-/// A directory that is ours, with all files in place.
+/// A directory that is ours, and what belongs into it.
 pub(super) struct Site {
     pub dir: PathBuf,
     pub nodes: Vec<SiteNode>,
@@ -37,6 +38,8 @@ pub(super) struct SiteNode {
     pub number: usize,
     pub name: String,
     pub config_file: PathBuf,
+    /// The configuration, if it is not there yet.
+    missing: Option<String>,
     pub log: PathBuf,
     /// Bytes of the log that were there before.
     log_start: u64,
@@ -50,7 +53,7 @@ const BASE_PORT: u16 = 7_400;
 const PORTS_APART: u16 = 10;
 
 impl Site {
-    /// Takes the directory, and makes what is missing in it.
+    /// Takes the directory, and plans what is missing in it.
     pub fn open(dir: &Path, wanted: &Wanted) -> Result<Site, CliError> {
         std::fs::create_dir_all(dir).map_err(|error| on(dir, &error))?;
         let lock = lock(dir)?;
@@ -73,15 +76,30 @@ impl Site {
         let mut site = Site { dir: dir.to_path_buf(), nodes: Vec::new(), _lock: lock };
         for number in 1..=nodes.len() {
             let file = config_file(dir, number);
-            if !file.exists() {
+            let (config, missing) = if file.exists() {
+                (load(&file)?, None)
+            } else {
                 let text = config_text(&nodes, number, partitions)?;
                 Config::check(&text, &file, &Default::default())
                     .map_err(|e| CliError::usage(e.to_string()))?;
-                write_whole(&file, &text)?;
-            }
-            site.nodes.push(SiteNode::new(number, &load(&file)?, file));
+                // As it will be loaded.
+                let config = Config::check(&text, &file, &environment())
+                    .map_err(|error| CliError::error(error.to_string()))?;
+                (config, Some(text))
+            };
+            site.nodes.push(SiteNode::new(number, &config, file, missing));
         }
         Ok(site)
+    }
+
+    /// Writes what is missing, the first node's before the others'.
+    pub fn write_missing(&self) -> Result<(), CliError> {
+        for node in &self.nodes {
+            if let Some(text) = &node.missing {
+                write_whole(&node.config_file, text)?;
+            }
+        }
+        Ok(())
     }
 
     /// Refuses to start on ports that others hold, naming them all.
@@ -107,7 +125,7 @@ impl Site {
 }
 
 impl SiteNode {
-    fn new(number: usize, config: &Config, config_file: PathBuf) -> SiteNode {
+    fn new(number: usize, config: &Config, config_file: PathBuf, missing: Option<String>) -> SiteNode {
         let log = config_file.with_file_name("log");
         SiteNode {
             number,
@@ -115,6 +133,7 @@ impl SiteNode {
             log_start: log.metadata().map_or(0, |meta| meta.len()),
             log,
             config_file,
+            missing,
             client: config.listen.client,
             peer: config.listen.peer,
             http: config.listen.http,
@@ -259,6 +278,12 @@ mod tests {
         Wanted { nodes, base_port, partitions }
     }
 
+    fn made(dir: &Path, wanted: &Wanted) -> Site {
+        let site = Site::open(dir, wanted).expect("planned");
+        site.write_missing().expect("written");
+        site
+    }
+
     fn error(result: Result<Site, CliError>) -> CliError {
         result.err().expect("must be refused")
     }
@@ -270,17 +295,17 @@ mod tests {
     #[test]
     fn a_directory_goes_on_as_it_was_made() {
         let dir = tempfile::tempdir().expect("a directory");
-        let made = Site::open(dir.path(), &wanted(Some(5), Some(9_000), Some(64))).expect("made");
-        assert_eq!(made.nodes.len(), 5);
-        assert_eq!(made.nodes[4].client.to_string(), "127.0.0.1:9040");
-        assert_eq!(made.nodes[4].http.port(), 9_042);
-        let first = ids(&made);
+        let site = made(dir.path(), &wanted(Some(5), Some(9_000), Some(64)));
+        assert_eq!(site.nodes.len(), 5);
+        assert_eq!(site.nodes[4].client.to_string(), "127.0.0.1:9040");
+        assert_eq!(site.nodes[4].http.port(), 9_042);
+        let first = ids(&site);
         assert!(first.windows(2).all(|pair| pair[0] != pair[1]));
-        drop(made);
+        drop(site);
 
         // A start that was cut off left a node out.
         std::fs::remove_file(config_file(dir.path(), 4)).expect("removed");
-        let again = Site::open(dir.path(), &wanted(None, None, None)).expect("goes on");
+        let again = made(dir.path(), &wanted(None, None, None));
         assert_eq!(ids(&again), first);
         drop(again);
         for (asked, parts) in [
@@ -296,7 +321,7 @@ mod tests {
     #[test]
     fn two_on_one_directory_are_refused() {
         let dir = tempfile::tempdir().expect("a directory");
-        let held = Site::open(dir.path(), &wanted(Some(1), None, None)).expect("made");
+        let held = made(dir.path(), &wanted(Some(1), None, None));
         assert!(error(Site::open(dir.path(), &wanted(None, None, None))).message.contains("another"));
         drop(held);
         assert!(Site::open(dir.path(), &wanted(None, None, None)).is_ok());
@@ -312,13 +337,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn taken_ports_are_named() {
+    async fn taken_ports_are_named_and_leave_no_cluster_behind() {
         let dir = tempfile::tempdir().expect("a directory");
         // A port that the system picks; the site is put around it.
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket");
         let port = socket.local_addr().expect("its address").port();
-        let site = Site::open(dir.path(), &wanted(Some(1), Some(port - 1), None)).expect("made");
+        let site = Site::open(dir.path(), &wanted(Some(1), Some(port - 1), None)).expect("planned");
         let text = site.check_ports().await.expect_err("taken").message;
         assert!(text.contains(&format!("127.0.0.1:{port} (n1 for peers)")), "{text}");
+        drop(site);
+        // The advice is to move it, which a cluster that is there would refuse.
+        assert!(!config_file(dir.path(), 1).exists());
+        drop(made(dir.path(), &wanted(Some(1), Some(9_000), None)));
+        assert!(config_file(dir.path(), 1).exists());
     }
 }
