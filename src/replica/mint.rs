@@ -11,6 +11,7 @@
 use bytes::Bytes;
 
 use super::stored::{self, Line, LoadError};
+use crate::canary::{self, Canary};
 use crate::storage::schema;
 use crate::storage::{Batch, Storage};
 use crate::types::ids::{Birth, Incarnation, NodeId};
@@ -57,7 +58,9 @@ impl Minter {
 
     fn stamp(&mut self, now: WallMs, floor: Stamp, batch: &mut Batch) -> Result<Stamp, TooFarAhead> {
         let issued = self.clock.issue(now, floor)?;
-        if let Some(bound) = issued.new_bound {
+        if let Some(bound) = issued.new_bound
+            && !canary::sings(Canary::ClockBoundForgotten)
+        {
             put_number(batch, schema::META_CLOCK_BOUND, bound.0);
         }
         Ok(issued.stamp)
@@ -66,7 +69,9 @@ impl Minter {
     fn birth(&mut self, batch: &mut Batch) -> Birth {
         if self.next_birth > self.birth_lease {
             self.birth_lease += BIRTH_LEASE;
-            put_number(batch, schema::META_BIRTH_LEASE, self.birth_lease);
+            if !canary::sings(Canary::DotTwice) {
+                put_number(batch, schema::META_BIRTH_LEASE, self.birth_lease);
+            }
         }
         let birth = Birth(self.next_birth);
         self.next_birth += 1;
@@ -239,7 +244,8 @@ fn next_line(
 ) -> Line {
     let own = marked.filter(|line| {
         let actor = Actor { node: minter.node, incarnation: line.incarnation, birth: line.birth };
-        line.incarnation == minter.incarnation
+        !canary::sings(Canary::DotTwice)
+            && line.incarnation == minter.incarnation
             && known.top(&actor) <= line.counter
             && seen.top(&actor) <= line.counter
     });
