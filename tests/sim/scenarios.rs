@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use quoral::types::policy::Conflicts;
-
 use crate::check::check;
+use crate::check::honest::g9_bounded;
 use crate::client::{Ask, Client};
-use crate::cluster::{Cluster, Weather};
+use crate::cluster::{Cluster, Setup, Weather};
 use crate::history::{Outcome, digest};
 use crate::nemesis::{Deed, NetFault, Plan};
 use crate::swarm::{RECOVERY_MS, recover};
@@ -14,16 +13,16 @@ use crate::swarm::{RECOVERY_MS, recover};
 /// Three hosts; a client puts and gets through a partition and its repair.
 fn through_a_partition(seed: u64) -> Vec<String> {
     let weather = Weather { latency_min: 1, latency_max: 20, random_order: false };
-    let mut cluster = Cluster::new(seed, &[0, 150, 50], weather);
+    let mut cluster = Cluster::new(Setup::plain(seed, &[0, 150, 50], weather));
     cluster.until_ready(10_000);
-    let names: Vec<String> = cluster.hosts.iter().map(|host| host.name.clone()).collect();
+    let (names, spaces) = (cluster.node_names(), cluster.setup.spaces.clone());
     let patience = Duration::from_millis(200);
     let recorder = cluster.recorder.clone();
     cluster.client("client", async move {
         let mut client = Client::new(0, &names, patience, recorder);
         for turn in 0..60_usize {
             let key = format!("k{}", turn % 3);
-            let ask = Ask { node: turn % 3, conflicts: Conflicts::Lww, key, timeout_ms: 500, level: None };
+            let ask = Ask { node: turn % 3, space: spaces[0].clone(), key, timeout_ms: 500, level: None };
             client.put(&ask).await;
             client.get(&Ask { node: (turn + 1) % 3, ..ask }).await;
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -38,7 +37,7 @@ fn through_a_partition(seed: u64) -> Vec<String> {
     }
     assert!(plan.is_over(), "the client was done before the repair");
     let ops = cluster.recorder.ops();
-    assert_eq!(check(&ops), Vec::<String>::new());
+    assert_eq!(check(&ops), Vec::new());
     let during = |ms: u64| (begin + 1_000..begin + 3_500).contains(&ms);
     let at_majority = |op: &&crate::history::Op| op.node != 0 && during(op.began_ms);
     let done = |op: &crate::history::Op| matches!(op.outcome, Outcome::Wrote(_) | Outcome::Read(..));
@@ -52,18 +51,18 @@ fn through_a_partition(seed: u64) -> Vec<String> {
 #[test]
 fn f30_a_write_whose_sync_failed_is_in_doubt() {
     let weather = Weather { latency_min: 1, latency_max: 5, random_order: false };
-    let mut cluster = Cluster::new(1, &[0, 0, 0], weather);
+    let mut cluster = Cluster::new(Setup::plain(1, &[0, 0, 0], weather));
     cluster.until_ready(10_000);
     let (recorder, disk) = (cluster.recorder.clone(), cluster.hosts[0].storage.clone());
-    let names: Vec<String> = cluster.hosts.iter().map(|host| host.name.clone()).collect();
+    let (names, spaces) = (cluster.node_names(), cluster.setup.spaces.clone());
     cluster.client("client", async move {
         let mut client = Client::new(0, &names, Duration::from_millis(100), recorder);
-        for conflicts in [Conflicts::Lww, Conflicts::Siblings] {
-            let ask = Ask { node: 0, conflicts, key: "k".into(), timeout_ms: 500, level: None };
+        for space in &spaces {
+            let ask = Ask { node: 0, space: space.clone(), key: "k".into(), timeout_ms: 500, level: None };
             assert!(client.put(&ask).await);
         }
         disk.fail_next_sync("gone");
-        let ask = Ask { node: 0, conflicts: Conflicts::Lww, key: "k".into(), timeout_ms: 500, level: None };
+        let ask = Ask { node: 0, space: spaces[0].clone(), key: "k".into(), timeout_ms: 500, level: None };
         assert!(!client.put(&ask).await);
         assert!(client.get(&ask).await, "the others can be read through the failed node");
         // What was never written is refused for sure.
@@ -71,7 +70,7 @@ fn f30_a_write_whose_sync_failed_is_in_doubt() {
     });
     cluster.run_clients();
     let ops = cluster.recorder.ops();
-    assert_eq!(check(&ops), Vec::<String>::new());
+    assert_eq!(check(&ops), Vec::new());
     let [doubt, read, refused] = &ops[2..] else { panic!("five operations") };
     assert!(matches!(doubt.outcome, Outcome::Unknown(_)), "{doubt}");
     assert!(matches!(&read.outcome, Outcome::Read(values, _) if values[0].0 == 1), "{read}");
@@ -84,7 +83,7 @@ fn f30_a_write_whose_sync_failed_is_in_doubt() {
 fn links_recover_soon_after_a_repair() {
     for (seed, cut_ms) in [20, 200, 600, 1_300, 1_700, 6_000].into_iter().enumerate() {
         let weather = Weather { latency_min: 1, latency_max: 10, random_order: false };
-        let mut cluster = Cluster::new(seed as u64, &[0, 0, 0], weather);
+        let mut cluster = Cluster::new(Setup::plain(seed as u64, &[0, 0, 0], weather));
         cluster.until_ready(10_000);
         cluster.isolate(0);
         for _ in 0..cut_ms {
@@ -94,7 +93,8 @@ fn links_recover_soon_after_a_repair() {
         let took = recover(&mut cluster, Duration::from_millis(100));
         println!("cut for {cut_ms} ms: recovered in {took} ms");
         assert!(took <= RECOVERY_MS, "cut for {cut_ms} ms: recovered in {took} ms");
-        assert_eq!(cluster.leaks(), Vec::<String>::new());
+        assert_eq!(cluster.missing(), Vec::<String>::new());
+        assert_eq!(g9_bounded(&cluster.gauges()), Vec::new());
     }
 }
 
