@@ -5,6 +5,7 @@
 use std::future::Future;
 use std::io::{IsTerminal, Read};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
@@ -51,8 +52,9 @@ impl ServeArgs {
             let shutdown = stop_signal(parent).map_err(|error| CliError::io("signals", &error))?;
             startup::run(config, shutdown).await.map_err(|error| CliError::error(error.to_string()))
         });
-        // Whatever still runs is of no use to anyone: what was acknowledged is on the disk.
-        runtime.shutdown_background();
+        // Whatever still runs is of no use to anyone: what was acknowledged is on the disk. It ends first, so that
+        // the error is the last that is said.
+        runtime.shutdown_timeout(Duration::from_secs(1));
         ended.map(|()| Exit::Done)
     }
 }

@@ -120,6 +120,8 @@ pub struct LimitsConfig {
     pub value_bytes: usize,
     /// Requests of clients at work at once.
     pub requests_in_flight: usize,
+    /// Bytes of values that those may hold which write.
+    pub bytes_in_flight: usize,
 }
 
 /// How far clocks may differ.
@@ -159,7 +161,7 @@ struct Key {
 }
 
 /// Every key there is, in the order in which `config show` prints them.
-const KEYS: [Key; 19] = {
+const KEYS: [Key; 20] = {
     const fn key(
         section: &'static str,
         name: &'static str,
@@ -198,6 +200,9 @@ const KEYS: [Key; 19] = {
         key("limits", "value_bytes", "largest value, at most 16 MiB", |c| c.limits.value_bytes.to_string()),
         key("limits", "requests_in_flight", "requests of clients at once; more are refused", |c| {
             c.limits.requests_in_flight.to_string()
+        }),
+        key("limits", "bytes_in_flight", "bytes of values that clients' writes may hold at once", |c| {
+            c.limits.bytes_in_flight.to_string()
         }),
         key("clock", "max_skew_ms", "how far ahead another node's clock may be", |c| {
             c.clock.max_skew_ms.to_string()

@@ -1,8 +1,9 @@
 //! Runs the requests of clients: finds the home replicas, drives the machine, or forwards once.
 //!
 //! The coordinator of a put or get is a home replica of its key. A node that is none forwards the request to
-//! the first home replica it can reach, which never forwards again. A page of a scan needs no home: any node
-//! merges what the home replicas of the partition answer.
+//! the first home replica it can reach, which never forwards again. One that surely changed nothing, since its
+//! disk is bad or it is stopping, is passed over for the next; so is this node when it is a home itself. A page
+//! of a scan needs no home: any node merges what the home replicas of the partition answer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -28,7 +29,7 @@ use crate::types::ids::{NodeId, PartitionId};
 use crate::types::key::{Key, Position};
 use crate::types::limits;
 use crate::types::policy::{Keyspace, Level};
-use crate::types::time::WallMs;
+use crate::types::time::{Mono, WallMs};
 use crate::version::codec::{self, ClientContext};
 use crate::version::dvv::Context;
 use crate::version::hlc::Stamp;
@@ -57,16 +58,24 @@ pub struct Coordinator {
     pub value_limit: usize,
     /// Most requests under way.
     pub requests_limit: usize,
+    /// Most bytes that those under way may write.
+    pub bytes_limit: usize,
     /// Requests under way.
     pub under_way: AtomicUsize,
+    /// Bytes of values that they write.
+    pub bytes_under_way: AtomicUsize,
 }
 
-/// One request under way; counted until it is dropped.
-pub struct Admitted<'a>(&'a AtomicUsize);
+/// One request under way; counted, with the bytes that it writes, until it is dropped.
+pub struct Admitted<'a> {
+    by: &'a Coordinator,
+    bytes: usize,
+}
 
 impl Drop for Admitted<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        self.by.under_way.fetch_sub(1, Ordering::AcqRel);
+        self.by.bytes_under_way.fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }
 
@@ -92,8 +101,9 @@ enum Sent {
 }
 
 impl Coordinator {
-    /// Counts a request in, or says why it is not taken.
-    pub fn admit(&self) -> Result<Admitted<'_>, Failure> {
+    /// Counts a request in that writes a value of `bytes`, or says why it is not taken. A value larger than all
+    /// that may be under way is taken when it is alone.
+    pub fn admit(&self, bytes: usize) -> Result<Admitted<'_>, Failure> {
         match &*self.serving.borrow() {
             Serving::Ready => {}
             Serving::Starting(why) => {
@@ -101,8 +111,11 @@ impl Coordinator {
             }
             Serving::Draining => return Err(Failure::early(Cause::NotServing("stopping".into()))),
         }
-        let admitted = Admitted(&self.under_way);
-        if self.under_way.fetch_add(1, Ordering::AcqRel) >= self.requests_limit {
+        let admitted = Admitted { by: self, bytes };
+        let requests = self.under_way.fetch_add(1, Ordering::AcqRel);
+        let before = self.bytes_under_way.fetch_add(bytes, Ordering::AcqRel);
+        let too_large = bytes > 0 && before > 0 && before.saturating_add(bytes) > self.bytes_limit;
+        if requests >= self.requests_limit || too_large {
             drop(admitted);
             return Err(Failure::early(Cause::Overloaded(limits::RETRY_DELAY)));
         }
@@ -127,10 +140,10 @@ impl Coordinator {
     }
 
     /// Counts a finished request.
-    pub fn count<T>(&self, verb: Verb, began: crate::types::time::Mono, result: &Result<T, Failure>) {
+    pub fn count<T>(&self, verb: Verb, began: Mono, result: &Result<T, Failure>) {
         let outcome = match result {
             Ok(_) => Outcome::Ok,
-            Err(failure) => match failure.cause {
+            Err(failure) => match failure.cause.kind() {
                 Cause::Invalid(_) | Cause::UnknownKeyspace(_) => Outcome::Invalid,
                 Cause::Unavailable | Cause::NotServing(_) => Outcome::Unavailable,
                 Cause::TooFewAcks => Outcome::TooFewAcks,
@@ -152,9 +165,38 @@ impl Coordinator {
         if !route.homes.contains(&self.driver.me) {
             return self.forward_write(request, &route, w, may_forward).await;
         }
+        let kept = may_forward.then(|| request.clone());
+        match self.coordinate(request, &route, w, seen, began).await {
+            Err(failure) if another_home_may(&failure) => {
+                let Some(request) = kept else { return Err(failure) };
+                let timeout = request.timeout.saturating_sub(self.since(began));
+                let handed_on = self.forward_write(WriteRequest { timeout, ..request }, &route, w, true);
+                // Who could not be asked has nothing better to say.
+                handed_on
+                    .await
+                    .map_err(|other| if other.cause == Cause::Unavailable { failure } else { other })
+            }
+            done => done,
+        }
+    }
+
+    fn since(&self, began: Mono) -> Duration {
+        Duration::from_micros(self.driver.clock.mono().micros_since(began))
+    }
+
+    /// A put or delete of which this node is the coordinator.
+    async fn coordinate(
+        &self,
+        request: WriteRequest,
+        route: &Route,
+        w: u8,
+        seen: ClientContext,
+        began: Mono,
+    ) -> Result<WriteDone, Failure> {
         let now = self.driver.clock.wall();
         self.check_clock(now, seen.stamp)?;
-        let homes = route.homes.iter().map(|node| (*node, self.is_reachable(*node))).collect();
+        let homes: Vec<_> = route.homes.iter().map(|node| (*node, self.is_reachable(*node))).collect();
+        self.check_room(&homes, w)?;
         let plan = put::Plan {
             me: self.driver.me,
             homes,
@@ -162,7 +204,7 @@ impl Coordinator {
             deadline: began + request.timeout,
             layout_version: route.map.layout.version,
         };
-        let place = place(&route, request.key);
+        let place = place(route, request.key);
         let ttl_ms = match request.payload {
             Payload::Value(_) => request.ttl_ms.or(route.keyspace.ttl_ms),
             Payload::Tombstone => None,
@@ -186,6 +228,18 @@ impl Coordinator {
             acks: done.done.acks,
             stamp: done.minted.stamp.0,
         })
+    }
+
+    /// Refuses a write that would find the links to too many replicas full: then nothing is stored.
+    fn check_room(&self, homes: &[(NodeId, bool)], w: u8) -> Result<(), Failure> {
+        let me = self.driver.me;
+        let full = |node: NodeId| node != me && self.driver.links.up(node).is_some_and(|link| link.is_full());
+        let reachable = homes.iter().filter(|(_, reachable)| *reachable).count();
+        let with_room = homes.iter().filter(|(node, reachable)| *reachable && !full(*node)).count();
+        if reachable >= usize::from(w) && with_room < usize::from(w) {
+            return Err(Failure::early(Cause::Overloaded(limits::RETRY_DELAY)));
+        }
+        Ok(())
     }
 
     /// A client's stamp that is far ahead is no stamp of this cluster's.
@@ -218,7 +272,7 @@ impl Coordinator {
 
     /// The plan of a read: this node first, then the other reachable home replicas in an order that spreads
     /// the load.
-    pub fn read_plan(&self, route: &Route, r: u8, deadline: crate::types::time::Mono) -> read::Plan {
+    pub fn read_plan(&self, route: &Route, r: u8, deadline: Mono) -> read::Plan {
         let me = self.driver.me;
         let homes = route.homes.clone();
         let mut candidates: Vec<NodeId> =
@@ -292,8 +346,8 @@ impl Coordinator {
         }
     }
 
-    /// Sends a request to the first home replica that can be reached; a read goes on to the next one when an
-    /// answer does not come, a write only when it surely was not sent.
+    /// Sends a request to the first other home replica that can be reached, and on to the next when that one
+    /// surely changed nothing and another may do better. A read goes on also when an answer does not come.
     async fn forward(
         &self,
         request: forward::Request,
@@ -307,10 +361,13 @@ impl Coordinator {
         }
         self.driver.metrics.forwarded.inc();
         let deadline = self.driver.clock.mono() + timeout;
-        let mut lost = None;
+        let (mut lost, mut refused) = (None, None);
         for node in &route.homes {
             let Some(link) = self.driver.links.up(*node) else { continue };
             let left = deadline.micros_since(self.driver.clock.mono()) / 1_000;
+            if left == 0 {
+                break;
+            }
             let forward = proto::Forward { timeout_ms: left.max(1), request: Some(request.clone()) };
             let operation =
                 proto::Operation { kind: Some(operation::Kind::Forward(forward)), ..Default::default() };
@@ -323,10 +380,10 @@ impl Coordinator {
             let answer = tokio::time::timeout(Duration::from_millis(share.max(1)), receive).await;
             match answer {
                 Ok(Ok(Ok(answer::Kind::Forwarded(proto::Forwarded { kind: Some(kind) })))) => match kind {
-                    forwarded::Kind::Failed(failed) => {
-                        let field = |message: &str| Invalid::new("request", message);
-                        return Err(convert::failure_of_forward(failed, field));
-                    }
+                    forwarded::Kind::Failed(failed) => match convert::failure_of_forward(failed) {
+                        failure if another_home_may(&failure) => refused = Some(failure),
+                        failure => return Err(failure),
+                    },
                     kind => return Ok(Sent::Answered(kind)),
                 },
                 Ok(Ok(Ok(answer::Kind::Refused(_)))) => {}
@@ -335,7 +392,10 @@ impl Coordinator {
                 _ => return Ok(Sent::Lost(*node)),
             }
         }
-        Ok(lost.map_or(Sent::NobodyUp, Sent::Lost))
+        match refused {
+            Some(failure) => Err(failure),
+            None => Ok(lost.map_or(Sent::NobodyUp, Sent::Lost)),
+        }
     }
 
     /// Carries out a request that another node forwarded.
@@ -377,6 +437,18 @@ impl Coordinator {
         };
         result.unwrap_or_else(failed)
     }
+}
+
+/// Whether a request that failed at one home replica may do better at another: it surely changed nothing, and
+/// what failed is that node's own.
+fn another_home_may(failure: &Failure) -> bool {
+    let own = match failure.cause.kind() {
+        Cause::Storage(_) | Cause::NotServing(_) | Cause::ClockSkew(_) => true,
+        Cause::Overloaded(_) | Cause::Unavailable => true,
+        Cause::TooFewAcks | Cause::InDoubt(_) | Cause::TooManySiblings(_) => false,
+        Cause::Invalid(_) | Cause::UnknownKeyspace(_) | Cause::Unbuilt(_) | Cause::Forwarded { .. } => false,
+    };
+    own && failure.applied == Applied::No
 }
 
 /// Where a key of `route` is stored.

@@ -9,7 +9,9 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use crate::rpc::transport::{Network, TcpNetwork};
+use crate::types::ids::NodeId;
 use crate::types::time::{Mono, WallMs};
+use crate::version::median::Median;
 
 /// Tells the time.
 pub trait Clock: Send + Sync + 'static {
@@ -44,6 +46,48 @@ impl Clock for SystemClock {
     }
 }
 
+/// A clock whose wall time is kept near the median of the clocks of the other nodes that are heard.
+pub struct ClusterClock {
+    own: Arc<dyn Clock>,
+    others: Mutex<Median>,
+    limit_ms: u64,
+}
+
+impl ClusterClock {
+    /// Follows `own`, to within half of `max_skew_ms` of the median.
+    pub fn new(own: Arc<dyn Clock>, max_skew_ms: u64) -> ClusterClock {
+        ClusterClock { own, others: Mutex::default(), limit_ms: max_skew_ms / 2 }
+    }
+
+    /// The own wall clock as it is.
+    pub fn own_wall(&self) -> WallMs {
+        self.own.wall()
+    }
+
+    /// Notes what another node's own wall clock says.
+    pub fn heard(&self, from: NodeId, wall: WallMs) {
+        let at = self.own.mono();
+        self.others.lock().unwrap_or_else(PoisonError::into_inner).heard(from, wall, at);
+    }
+
+    /// How far the own clock is ahead of what is believed, in milliseconds; negative if it is behind.
+    pub fn error_ms(&self) -> i64 {
+        let signed = |wall: WallMs| i64::try_from(wall.0).unwrap_or(i64::MAX);
+        signed(self.own_wall()).saturating_sub(signed(self.wall()))
+    }
+}
+
+impl Clock for ClusterClock {
+    fn mono(&self) -> Mono {
+        self.own.mono()
+    }
+
+    fn wall(&self) -> WallMs {
+        let others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        others.believe(self.own.wall(), self.own.mono(), self.limit_ms)
+    }
+}
+
 /// Where the commit thread's work is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CommitMode {
@@ -69,6 +113,11 @@ impl Env {
     /// Surroundings with these parts, and a generator seeded with `seed`.
     pub fn new(clock: Arc<dyn Clock>, network: Arc<dyn Network>, commit: CommitMode, seed: u64) -> Env {
         Env { clock, network, commit, rng: Arc::new(Mutex::new(StdRng::seed_from_u64(seed))) }
+    }
+
+    /// The same with another clock.
+    pub fn with_clock(self, clock: Arc<dyn Clock>) -> Env {
+        Env { clock, ..self }
     }
 
     /// The operating system's.

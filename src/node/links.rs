@@ -11,12 +11,13 @@ use tokio::sync::watch;
 use tonic::transport::Channel;
 
 use super::committer::Committer;
-use super::env::Env;
+use super::env::{ClusterClock, Env};
 use crate::ring::layout::ClusterMap;
 use crate::rpc::peer_link::{self, LinkError, PeerLink, Preamble};
 use crate::rpc::proto;
 use crate::telemetry::metrics::Metrics;
 use crate::types::ids::{ClusterId, DiskId, Incarnation, NodeId, Nonce};
+use crate::types::time::WallMs;
 use crate::version::hlc::Stamp;
 
 /// Version of the protocol between nodes.
@@ -68,6 +69,7 @@ struct Peer {
 pub struct Links {
     me: Me,
     env: Env,
+    clock: Arc<ClusterClock>,
     committer: Committer,
     metrics: Arc<Metrics>,
     map: watch::Receiver<Arc<ClusterMap>>,
@@ -83,6 +85,7 @@ impl Preamble for Links {
             clock: self.committer.with_minter(|minter| minter.clock().last()).0,
             layout_version: self.map.borrow().layout.version.0,
             operations: Vec::new(),
+            wall_ms: self.clock.own_wall().0,
         }
     }
 }
@@ -92,12 +95,13 @@ impl Links {
     pub fn new(
         me: Me,
         env: Env,
+        clock: Arc<ClusterClock>,
         committer: Committer,
         metrics: Arc<Metrics>,
         map: watch::Receiver<Arc<ClusterMap>>,
     ) -> Arc<Links> {
         let contacts = watch::Sender::default();
-        Arc::new(Links { me, env, committer, metrics, map, peers: Mutex::default(), contacts })
+        Arc::new(Links { me, env, clock, committer, metrics, map, peers: Mutex::default(), contacts })
     }
 
     /// Starts the task of each peer of the cluster map.
@@ -192,6 +196,11 @@ impl Links {
 
     fn set_contact(&self, peer: NodeId, contact: Contact) {
         self.contacts.send_if_modified(|contacts| contacts.insert(peer, contact.clone()) != Some(contact));
+    }
+
+    /// Notes what a peer's wall clock says.
+    pub fn heard_wall(&self, from: NodeId, wall: WallMs) {
+        self.clock.heard(from, wall);
     }
 
     /// Follows a peer's clock, unless it is too far ahead.

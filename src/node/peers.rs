@@ -31,6 +31,7 @@ use crate::storage::{Batch, schema};
 use crate::types::error::Cause;
 use crate::types::ids::{DiskId, KeyspaceId, NodeId, PartitionId};
 use crate::types::key::{Key, Position};
+use crate::types::time::WallMs;
 use crate::version::codec;
 use crate::version::hlc::Stamp;
 use crate::version::record::Digest;
@@ -338,7 +339,8 @@ impl PeerHandler for Peers {
         }
     }
 
-    fn observe_clock(&self, from: NodeId, clock: Stamp) {
+    fn observe_clock(&self, from: NodeId, clock: Stamp, wall: WallMs) {
+        self.links.heard_wall(from, wall);
         self.links.observe_clock(&from.to_string(), clock);
     }
 
@@ -366,7 +368,11 @@ impl PeerHandler for Peers {
             Some(operation::Kind::Forward(forward)) => {
                 let coordinator = self.coordinator.clone();
                 tokio::spawn(async move {
-                    match coordinator.admit() {
+                    let bytes = match &forward.request {
+                        Some(proto::forward::Request::Put(put)) => put.value.len(),
+                        _ => 0,
+                    };
+                    match coordinator.admit(bytes) {
                         Ok(_admitted) => {
                             let kind = Some(coordinator.forwarded(forward).await);
                             reply.send(answer::Kind::Forwarded(proto::Forwarded { kind }));

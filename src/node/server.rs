@@ -24,7 +24,7 @@ use super::committer::{self, Committer};
 use super::config::Config;
 use super::coordinator::{Coordinator, Serving};
 use super::drive::Driver;
-use super::env::Env;
+use super::env::{ClusterClock, Env};
 use super::gossip::{self, GossipHandle, Standing};
 use super::http::{HttpState, serve_http};
 use super::links::{Contact, Links, Me};
@@ -176,6 +176,8 @@ impl Node {
         disk: Disk,
         map: ClusterMap,
     ) -> Result<Node, StartError> {
+        let clock = Arc::new(ClusterClock::new(env.clock.clone(), config.clock.max_skew_ms));
+        let env = env.with_clock(clock.clone());
         let ports = bind(&env, config).await?;
         let metrics = Arc::new(Metrics::default());
         let me = Me {
@@ -187,7 +189,14 @@ impl Node {
         };
         let committer = start_committer(&env, config, storage, disk, &metrics)?;
         let maps_sender = watch::Sender::new(Arc::new(map));
-        let links = Links::new(me, env.clone(), committer.clone(), metrics.clone(), maps_sender.subscribe());
+        let links = Links::new(
+            me,
+            env.clone(),
+            clock.clone(),
+            committer.clone(),
+            metrics.clone(),
+            maps_sender.subscribe(),
+        );
         let (serving, serving_seen) =
             watch::channel(Serving::Starting("not yet admitted by its peers".into()));
         let driver = Driver {
@@ -203,7 +212,9 @@ impl Node {
             serving: serving_seen.clone(),
             value_limit: config.limits.value_bytes,
             requests_limit: config.limits.requests_in_flight,
+            bytes_limit: config.limits.bytes_in_flight,
             under_way: AtomicUsize::new(0),
+            bytes_under_way: AtomicUsize::new(0),
         });
         let maps = Maps::new(me.node, env.clone(), committer.clone(), maps_sender);
         let gossip = start_gossip(&env, config, me, &maps.current()).await?;
@@ -230,7 +241,7 @@ impl Node {
         node.serve(ports, peers, Arc::new(Ready { serving: serving_seen, metrics: metrics.clone() })).await?;
         links.connect_all();
         node.tasks.push(tokio::spawn(maps.clone().follow(links, gossip)));
-        node.tasks.push(tokio::spawn(report(node.service.clone(), metrics)));
+        node.tasks.push(tokio::spawn(report(node.service.clone(), clock, metrics)));
         if config.node.durability == Durability::Interval {
             node.tasks.push(tokio::spawn(committer::sync_at_intervals(committer)));
         }
@@ -427,7 +438,7 @@ async fn start_gossip(
 }
 
 /// Tells gossip, and the metrics, how this node is.
-async fn report(service: Arc<NodeService>, metrics: Arc<Metrics>) {
+async fn report(service: Arc<NodeService>, clock: Arc<ClusterClock>, metrics: Arc<Metrics>) {
     let mut maps = service.maps.watch();
     loop {
         let map = maps.borrow_and_update().clone();
@@ -435,6 +446,11 @@ async fn report(service: Arc<NodeService>, metrics: Arc<Metrics>) {
         let load = service.coordinator.under_way.load(Ordering::Relaxed);
         metrics.disk_bytes.set(disk_bytes);
         metrics.map_version.set(map.version.0);
+        let clock_error = clock.error_ms();
+        if clock_error != 0 && metrics.clock_error.set(clock_error) == 0 {
+            tracing::warn!(clock_error, "the clock is ms off; the median of the cluster's is used");
+        }
+        metrics.clock_error.set(clock_error);
         let told = service.gossip.publish(NodeReport {
             map_version: map.version,
             map_digest: map.digest(),

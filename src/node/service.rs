@@ -51,7 +51,7 @@ impl KvHandler for NodeService {
         Box::pin(async move {
             let began = self.coordinator.driver.clock.mono();
             let verb = if request.payload == Payload::Tombstone { Verb::Delete } else { Verb::Put };
-            let result = match self.coordinator.admit() {
+            let result = match self.coordinator.admit(request.payload.bytes()) {
                 Ok(_admitted) => self.coordinator.write(request, true).await,
                 Err(failure) => Err(failure),
             };
@@ -63,7 +63,7 @@ impl KvHandler for NodeService {
     fn get(&self, request: GetRequest) -> BoxFuture<'_, Result<GetDone, Failure>> {
         Box::pin(async move {
             let began = self.coordinator.driver.clock.mono();
-            let result = match self.coordinator.admit() {
+            let result = match self.coordinator.admit(0) {
                 Ok(_admitted) => self.coordinator.get(request, true).await,
                 Err(failure) => Err(failure),
             };
@@ -75,7 +75,7 @@ impl KvHandler for NodeService {
     fn scan_page(&self, request: ScanRequest) -> BoxFuture<'_, Result<ScanPage, Failure>> {
         Box::pin(async move {
             let began = self.coordinator.driver.clock.mono();
-            let result = match self.coordinator.admit() {
+            let result = match self.coordinator.admit(0) {
                 Ok(_admitted) => self.coordinator.scan_page(request).await,
                 Err(failure) => Err(failure),
             };
@@ -204,7 +204,7 @@ impl ClusterHandler for NodeService {
                 let failure = Failure::early(Cause::Unbuilt("sloppy: a sloppy quorum".into()));
                 return Err(CreateKeyspaceError::Failed(failure));
             }
-            let _admitted = self.coordinator.admit().map_err(CreateKeyspaceError::Failed)?;
+            let _admitted = self.coordinator.admit(0).map_err(CreateKeyspaceError::Failed)?;
             self.maps.create_keyspace(&self.coordinator.driver.links, request).await
         })
     }

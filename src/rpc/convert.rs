@@ -288,7 +288,7 @@ pub fn scan_response(page: ScanPage) -> proto::ScanResponse {
 
 /// A failure's gRPC code.
 pub fn code(failure: &Failure) -> Code {
-    match &failure.cause {
+    match failure.cause.kind() {
         Cause::Invalid(_) => Code::InvalidArgument,
         Cause::UnknownKeyspace(_) => Code::NotFound,
         Cause::TooFewAcks if failure.applied == Applied::Maybe => Code::DeadlineExceeded,
@@ -299,6 +299,7 @@ pub fn code(failure: &Failure) -> Code {
         Cause::TooManySiblings(_) => Code::FailedPrecondition,
         Cause::Storage(_) | Cause::InDoubt(_) => Code::Internal,
         Cause::Unbuilt(_) => Code::Unimplemented,
+        Cause::Forwarded { .. } => Code::Internal,
     }
 }
 
@@ -320,8 +321,8 @@ pub fn failure_detail(failure: &Failure) -> proto::Failure {
 
 /// A gRPC status with the failure (and, when overloaded, the retry delay) as its details.
 pub fn status(failure: &Failure) -> Status {
-    let delay = match failure.cause {
-        Cause::Overloaded(delay) => Some(delay),
+    let delay = match failure.cause.kind() {
+        Cause::Overloaded(delay) => Some(*delay),
         _ => None,
     };
     status_with(code(failure), failure.to_string(), failure_detail(failure), delay)
@@ -356,20 +357,21 @@ pub fn forward_failed(failure: &Failure) -> proto::ForwardFailed {
     }
 }
 
-/// A forwarded request's failure, back as a failure.
-pub fn failure_of_forward(failed: proto::ForwardFailed, field_of: impl Fn(&str) -> Invalid) -> Failure {
+/// A forwarded request's failure, back as a failure with the same code and the same words.
+pub fn failure_of_forward(failed: proto::ForwardFailed) -> Failure {
     let detail = failed.failure.unwrap_or_default();
-    let cause = match Code::from_i32(i32::try_from(failed.code).unwrap_or(0)) {
-        Code::InvalidArgument => Cause::Invalid(field_of(&failed.message)),
+    let like = match Code::from_i32(i32::try_from(failed.code).unwrap_or(0)) {
+        Code::InvalidArgument => Cause::Invalid(Invalid::new("request", failed.message.as_str())),
         Code::NotFound => Cause::UnknownKeyspace(String::new()),
         Code::DeadlineExceeded => Cause::TooFewAcks,
         Code::Unavailable => Cause::Unavailable,
         Code::ResourceExhausted => Cause::Overloaded(limits::RETRY_DELAY),
         Code::FailedPrecondition => Cause::TooManySiblings(limits::SIBLINGS_MAX),
-        _ => Cause::Storage(failed.message),
+        Code::Unimplemented => Cause::Unbuilt(String::new()),
+        _ => Cause::Storage(String::new()),
     };
     Failure {
-        cause,
+        cause: Cause::Forwarded { like: Box::new(like), text: failed.message },
         applied: if detail.applied == proto::Applied::No as i32 { Applied::No } else { Applied::Maybe },
         required: detail.required,
         received: detail.received,
@@ -405,6 +407,31 @@ mod tests {
         assert_eq!(timeout(50, &metadata), Duration::from_millis(50));
         metadata.insert("grpc-timeout", "10H".parse().expect("ascii"));
         assert_eq!(timeout(0, &metadata), limits::TIMEOUT_MAX);
+    }
+
+    #[test]
+    fn a_forwarded_failure_keeps_its_code_and_its_words() {
+        let causes = [
+            Cause::Invalid(Invalid::new("w", "is 4, over n = 3")),
+            Cause::UnknownKeyspace("carts".into()),
+            Cause::Unavailable,
+            Cause::TooFewAcks,
+            Cause::Overloaded(limits::RETRY_DELAY),
+            Cause::TooManySiblings(7),
+            Cause::ClockSkew("is ahead".into()),
+            Cause::Storage("is full".into()),
+            Cause::InDoubt("is full".into()),
+            Cause::NotServing("stopping".into()),
+            Cause::Unbuilt("that".into()),
+        ];
+        for (cause, applied) in
+            causes.into_iter().flat_map(|c| [(c.clone(), Applied::No), (c, Applied::Maybe)])
+        {
+            let failure = Failure { applied, required: 2, ..Failure::early(cause) };
+            let back = failure_of_forward(forward_failed(&failure));
+            assert_eq!((code(&back), back.to_string()), (code(&failure), failure.to_string()));
+            assert_eq!((back.applied, back.required), (applied, 2));
+        }
     }
 
     #[test]

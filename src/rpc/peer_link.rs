@@ -26,6 +26,9 @@ use super::transport::Network;
 use crate::canary::{self, Canary};
 use crate::types::limits::{ENVELOPE_BYTES, ENVELOPE_OPS, LINK_BYTES, LINK_OPS, MESSAGE_BYTES_MAX};
 
+/// A message without operations goes out at least this often: it tells the own clock.
+const IDLE: Duration = Duration::from_secs(1);
+
 /// The link ended before the answer came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lost;
@@ -161,6 +164,12 @@ impl PeerLink {
         Ok(())
     }
 
+    /// Whether it has about as much in flight as it may: a write would do better not to begin.
+    pub fn is_full(&self) -> bool {
+        self.in_flight() >= LINK_OPS / 8 * 7
+            || self.shared.bytes.load(Ordering::Relaxed) >= LINK_BYTES / 8 * 7
+    }
+
     /// How many operations wait for an answer.
     pub fn in_flight(&self) -> usize {
         self.shared.in_flight.lock().unwrap_or_else(PoisonError::into_inner).len()
@@ -235,6 +244,7 @@ impl PeerLink {
             preamble,
             epoch,
             greeted: false,
+            idle: tokio::time::interval(IDLE),
         };
         let mut answers = client.exchange(stream).await.map_err(|s| LinkError::broken(&s))?.into_inner();
         self.shared.up.store(true, Ordering::Release);
@@ -258,6 +268,7 @@ struct OperationStream {
     preamble: Arc<dyn Preamble>,
     epoch: u64,
     greeted: bool,
+    idle: tokio::time::Interval,
 }
 
 impl futures_core::Stream for OperationStream {
@@ -284,7 +295,11 @@ impl futures_core::Stream for OperationStream {
                     }
                 }
                 Poll::Ready(None) if operations.is_empty() => return Poll::Ready(None),
-                Poll::Pending if operations.is_empty() => return Poll::Pending,
+                Poll::Pending if operations.is_empty() => {
+                    if self.idle.poll_tick(cx).is_pending() {
+                        return Poll::Pending;
+                    }
+                }
                 Poll::Ready(None) | Poll::Pending => {}
             }
             return Poll::Ready(Some(proto::Operations { operations, ..self.preamble.preamble() }));

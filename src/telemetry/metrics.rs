@@ -72,6 +72,8 @@ pub struct Metrics {
     pub peer_refusals: Counter,
     /// Stamps refused for being too far ahead of the own clock.
     pub clock_skew: Counter,
+    /// How far the own wall clock is ahead of what is believed of it, in milliseconds.
+    pub clock_error: Gauge<i64>,
     /// Peers with a live link.
     pub links: Gauge<i64>,
     /// The version of the cluster map.
@@ -115,6 +117,11 @@ impl Default for Metrics {
             commit_jobs: register!("commit_jobs", "Jobs of the commit thread", Counter::default()),
             peer_refusals: register!("peer_refusals", "Operations of peers refused", Counter::default()),
             clock_skew: register!("clock_skew_refusals", "Stamps too far ahead", Counter::default()),
+            clock_error: register!(
+                "clock_error_ms",
+                "How far the own clock is ahead of what the others' allow",
+                Gauge::default()
+            ),
             links: register!("peer_links", "Peers with a live link", Gauge::default()),
             map_version: register!("cluster_map_version", "Version of the cluster map", Gauge::default()),
             disk_bytes: register!("disk_bytes", "Bytes of the data directory", Gauge::default()),

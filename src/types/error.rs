@@ -66,6 +66,23 @@ pub enum Cause {
     NotServing(String),
     /// What is asked for is not built yet.
     Unbuilt(String),
+    /// Another node ran the request and said so, in these words.
+    Forwarded {
+        /// What it amounts to.
+        like: Box<Cause>,
+        /// Its own text.
+        text: String,
+    },
+}
+
+impl Cause {
+    /// The cause without who told it.
+    pub fn kind(&self) -> &Cause {
+        match self {
+            Cause::Forwarded { like, .. } => like.kind(),
+            own => own,
+        }
+    }
 }
 
 /// A request that failed, with what is known of it: the `quoral.v1.Failure` of the contract.
@@ -145,6 +162,7 @@ impl fmt::Display for Failure {
             }
             Cause::NotServing(state) => write!(f, "this node is {state}; nothing was applied"),
             Cause::Unbuilt(what) => write!(f, "{what} is not built yet"),
+            Cause::Forwarded { text, .. } => f.write_str(text),
         }
     }
 }

@@ -81,6 +81,9 @@ pub const COMMIT_QUEUE: usize = 8_192;
 pub const COMMIT_GROUP: usize = 1_024;
 /// Requests of clients in flight at one node, past which more are refused with a retry delay.
 pub const REQUESTS_IN_FLIGHT: usize = 8_192;
+/// Bytes of values that clients' writes in flight at one node may hold, likewise. Each is held about three times
+/// over: the message, the record, and what waits for the disk.
+pub const BYTES_IN_FLIGHT: usize = 128 << 20;
 /// The retry delay that a refused client is told.
 pub const RETRY_DELAY: Duration = Duration::from_millis(100);
 
@@ -129,6 +132,7 @@ const _: () = assert!(VALUE_BYTES_MAX * 2 < RECORD_BYTES_MAX);
 const _: () = assert!(RECORD_BYTES_MAX + (1 << 20) < MESSAGE_BYTES_MAX);
 const _: () = assert!(MESSAGE_BYTES_MAX < LINK_BYTES);
 const _: () = assert!(VALUE_BYTES_MAX / 3 * 4 * 2 < ROW_LINE_BYTES && VALUE_BYTES_MAX < LOAD_BYTES_IN_FLIGHT);
+const _: () = assert!(VALUE_BYTES_MAX < BYTES_IN_FLIGHT && BYTES_IN_FLIGHT < LINK_BYTES);
 const _: () = assert!(SIBLINGS_WARN < SIBLINGS_MAX);
 const _: () = assert!(PARTITIONS_MIN.is_power_of_two() && PARTITIONS_MAX.is_power_of_two());
 const _: () = assert!(PARTITIONS_MAX - 1 <= u16::MAX as u32);

@@ -97,9 +97,8 @@ impl Hlc {
     /// which is refused if it is too far ahead. Else one key with a stamp from a clock that once jumped would
     /// pull this clock, and with it the stamps of all keys, as far ahead.
     pub fn issue(&mut self, now: WallMs, floor: Stamp) -> Result<Issued, TooFarAhead> {
-        let stamp = Stamp::at(now).max(self.last.next()).max(floor.next());
-        self.check(now, stamp)?;
-        Ok(self.take(stamp))
+        self.check(now, floor)?;
+        Ok(self.take(Stamp::at(now).max(self.last.next()).max(floor.next())))
     }
 
     /// Forgets how far the durable bound is: what should have stored it was not written. The next stamp comes
@@ -118,9 +117,12 @@ impl Hlc {
         Issued { stamp, new_bound: Some(self.bound) }
     }
 
-    /// Refuses a stamp that is further ahead of `now` than the skew allowed.
+    /// Refuses a stamp that is further ahead than the skew allowed: of `now`, or of the last stamp where that is
+    /// itself further ahead of `now`.
     pub fn check(&self, now: WallMs, stamp: Stamp) -> Result<(), TooFarAhead> {
-        let ahead_ms = stamp.wall().0.saturating_sub(now.0);
+        let last = self.last.wall();
+        let was_ahead = last.0.saturating_sub(now.0) > self.max_skew_ms;
+        let ahead_ms = stamp.wall().0.saturating_sub(if was_ahead { last.0 } else { now.0 });
         if ahead_ms > self.max_skew_ms {
             return Err(TooFarAhead { stamp, ahead_ms, limit_ms: self.max_skew_ms });
         }
@@ -189,6 +191,22 @@ mod tests {
         assert!(c.observe(WallMs(1_000), Stamp::at(WallMs(1_501))).is_err());
     }
 
+    /// A clock that was an hour ahead and is set right goes on at once, and so do those that were ahead with it.
+    #[test]
+    fn a_clock_that_was_ahead_goes_on_from_its_last_stamp() {
+        let (ahead, now) = (WallMs(3_600_000), WallMs(5_000));
+        let (mut one, mut other) = (clock(Stamp(0)), clock(Stamp(0)));
+        let first = one.issue(ahead, Stamp(0)).expect("not ahead").stamp;
+        other.issue(WallMs(ahead.0 + 300), Stamp(0)).expect("not ahead");
+        let second = one.issue(now, Stamp(0)).expect("its own last stamp is no reason to refuse").stamp;
+        assert_eq!(second, first.next());
+        let from_other = other.issue(now, second).expect("not ahead of its last").stamp;
+        assert_eq!(one.observe(now, from_other), Ok(()));
+        assert_eq!(one.issue(now, from_other).expect("a key's version from then").stamp, from_other.next());
+        let far = Stamp::at(WallMs(ahead.0 + 300 + 501));
+        assert_eq!(one.observe(now, far).expect_err("further ahead than the skew").ahead_ms, 501);
+    }
+
     /// F17: one key's stamp from the far future is refused, and does not pull the clock along.
     #[test]
     fn f17_a_floor_far_ahead_is_refused_and_moves_nothing() {
@@ -199,6 +217,21 @@ mod tests {
     }
 
     proptest! {
+        /// Whatever stamps come, and however often, they pull a clock whose wall clock is right no further ahead
+        /// of it than the skew.
+        #[test]
+        fn f17_no_stamps_of_others_pull_the_clock_further_than_the_skew(
+            stamps in proptest::collection::vec((0u64..20_000, 0u64..30, proptest::bool::ANY), 1..200)
+        ) {
+            let (mut c, mut now) = (clock(Stamp(0)), 10_000);
+            for (ms, step, floor) in stamps {
+                now += step;
+                let stamp = Stamp::at(WallMs(ms + step));
+                let _ = if floor { c.issue(WallMs(now), stamp).map(|_| ()) } else { c.observe(WallMs(now), stamp) };
+                prop_assert!(c.last().wall().0 <= now + 500, "{:?} at {}", c.last(), now);
+            }
+        }
+
         #[test]
         fn issued_stamps_grow_and_stay_below_the_bound(walls in proptest::collection::vec(0u64..5_000, 1..80)) {
             let mut c = clock(Stamp(0));

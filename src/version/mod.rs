@@ -17,4 +17,5 @@
 pub mod codec;
 pub mod dvv;
 pub mod hlc;
+pub mod median;
 pub mod record;

@@ -24,6 +24,16 @@ pub enum Payload {
     Tombstone,
 }
 
+impl Payload {
+    /// Length of the value, in bytes; 0 for a tombstone.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Payload::Value(value) => value.len(),
+            Payload::Tombstone => 0,
+        }
+    }
+}
+
 /// The one version of an `lww` record.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct LwwVersion {

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use quoral::rpc::proto::{self, cluster_client::ClusterClient};
 use rustix::process::Signal;
 use tonic::Code;
+use tonic_types::StatusExt as _;
 
 use crate::client::{self, Kv, bytes, get, get_r, kv, put};
 use crate::cluster::{Cluster, alone};
@@ -468,5 +469,41 @@ async fn a_scan_of_the_keyspace_gives_every_key_once() {
     cluster.nodes[2].start();
     cluster.nodes[2].wait_ready();
     check("after its return", scan(&kvs[2], proto::ScanRequest::default()).await);
+    cluster.check();
+}
+
+/// More bytes at once than a node may hold: what is over is refused at once and surely not applied (G9).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_over_the_bytes_in_flight_are_refused() {
+    let _alone = alone();
+    let mut cluster = Cluster::made(3);
+    let bootstrap = cluster.bootstrap();
+    let limit = "[limits]\nbytes_in_flight = 100000\n";
+    cluster.nodes.iter().for_each(|node| node.configure("", &format!("{bootstrap}{limit}")));
+    cluster.start_all();
+    cluster.wait_ready();
+    // With both others stopped no put can be acknowledged, so they pile up: three fit.
+    for node in &cluster.nodes[1..] {
+        node.signal(Signal::STOP);
+    }
+    let kv = kv(cluster.nodes[0].client);
+    let results = client::for_each((0..8).collect(), 8, |number| {
+        let mut kv = kv.clone();
+        async move { kv.put(put(format!("large {number}"), vec![7; 30_000])).await }
+    })
+    .await;
+    for node in &cluster.nodes[1..] {
+        node.signal(Signal::CONT);
+    }
+    let statuses = results.iter().filter_map(|result| result.as_ref().err());
+    let (refused, tried): (Vec<_>, Vec<_>) = statuses.partition(|s| s.code() == Code::ResourceExhausted);
+    assert_eq!((refused.len(), tried.len()), (5, 3), "{results:?}");
+    for status in refused {
+        assert!(client::surely_not_applied(status), "{status:?}");
+        assert!(status.get_details_retry_info().is_some(), "{status:?}");
+    }
+    // Nothing is left counted, and a value over the limit is taken when it is alone.
+    client::wait_for_all(&cluster.all_clients(), 3).await;
+    kv.clone().put(put("alone", vec![7; 200_000])).await.expect("put");
     cluster.check();
 }

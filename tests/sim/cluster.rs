@@ -205,6 +205,7 @@ fn config(index: usize, setup: &Setup) -> Config {
         limits: LimitsConfig {
             value_bytes: limits::VALUE_BYTES_DEFAULT,
             requests_in_flight: setup.requests_limit,
+            bytes_in_flight: limits::BYTES_IN_FLIGHT,
         },
         clock: ClockConfig { max_skew_ms: 500 },
         storage: StorageConfig { cache_bytes: limits::CACHE_BYTES_DEFAULT },

@@ -38,6 +38,8 @@ pub(super) fn read(values: &mut Values, file: &Path) -> Option<Config> {
             .unwrap_or(limits::VALUE_BYTES_DEFAULT),
         requests_in_flight: size(values, "limits.requests_in_flight", 1, limits::REQUESTS_IN_FLIGHT_MAX, "")
             .unwrap_or(limits::REQUESTS_IN_FLIGHT),
+        bytes_in_flight: size(values, "limits.bytes_in_flight", 1, limits::LINK_BYTES, "bytes")
+            .unwrap_or(limits::BYTES_IN_FLIGHT),
     };
     let (skew_max, skew) = (millis(limits::CLOCK_SKEW_MAX), millis(limits::CLOCK_SKEW_DEFAULT));
     let clock =

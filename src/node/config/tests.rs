@@ -55,6 +55,7 @@ fn defaults_are_as_documented() {
     assert_eq!((config.bootstrap.nodes[0].weight, config.bootstrap.nodes[1].weight), (1, 2));
     assert_eq!(config.limits.value_bytes, 1 << 20);
     assert_eq!(config.limits.requests_in_flight, limits::REQUESTS_IN_FLIGHT);
+    assert_eq!(config.limits.bytes_in_flight, limits::BYTES_IN_FLIGHT);
     assert_eq!(config.clock.max_skew_ms, 500);
     assert_eq!(config.storage.cache_bytes, 24 << 20);
     assert_eq!(config.runtime.threads, 1);

@@ -1,0 +1,160 @@
+//! One client thread: it does operations and takes them down.
+//!
+//! A process id is never used again after an unknown outcome; the thread goes on under the next number of its
+//! own: its thread number plus a multiple of the number of threads.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rand::RngExt as _;
+use rand::rngs::StdRng;
+
+use crate::client::{Answer, Ask, Client, Found, Wrote};
+use crate::edn::Edn;
+use crate::history::{Kind, Process};
+use crate::recorder::{Extra, Recorder};
+
+/// What a client remembers of a key.
+#[derive(Debug, Clone, Default)]
+pub struct Memory {
+    /// The context of its last answer.
+    pub context: Bytes,
+    /// The values that the context has seen.
+    pub seen: Vec<u64>,
+}
+
+/// One client thread.
+pub struct Worker {
+    /// Its number among the threads, from 0.
+    pub thread: u64,
+    /// Draws what it does.
+    pub rng: StdRng,
+    /// What it remembers of keys.
+    pub memory: BTreeMap<u64, Memory>,
+    /// Its own totals in counters: what it added and what it took away, by key.
+    pub totals: BTreeMap<u64, (u64, u64)>,
+    client: Client,
+    recorder: Recorder,
+    keyspace: String,
+    timeout: Duration,
+    process: u64,
+    threads: u64,
+    node: usize,
+}
+
+impl Worker {
+    /// A thread of `threads`, that works in `keyspace`.
+    pub fn new(
+        client: Client,
+        recorder: Recorder,
+        keyspace: String,
+        timeout: Duration,
+        thread: u64,
+        threads: u64,
+        rng: StdRng,
+    ) -> Worker {
+        let node = usize::try_from(thread).unwrap_or(0) % client.nodes();
+        Worker {
+            thread,
+            rng,
+            memory: BTreeMap::new(),
+            totals: BTreeMap::new(),
+            client,
+            recorder,
+            keyspace,
+            timeout,
+            process: thread,
+            threads,
+            node,
+        }
+    }
+
+    /// Now and then to another node.
+    pub fn wander(&mut self) {
+        if self.rng.random_bool(0.3) {
+            self.node = self.rng.random_range(0..self.client.nodes());
+        }
+    }
+
+    /// What is asked of a key.
+    fn ask(&self, key: u64, level: Option<u32>) -> Ask {
+        Ask { keyspace: self.keyspace.clone(), key: format!("key-{key}"), level, timeout: self.timeout }
+    }
+
+    /// A value that nobody wrote before.
+    pub fn new_value(&self) -> u64 {
+        self.recorder.new_value()
+    }
+
+    /// Notes that an operation begins.
+    pub fn invoke(&self, f: &str, key: u64, value: Edn, extra: &[(&str, Edn)]) {
+        let mut extra = named(extra);
+        extra.insert("node".into(), Edn::Str(format!("n{}", self.node + 1)));
+        extra.insert("client".into(), Edn::from(self.thread));
+        let value = Edn::Vector(vec![Edn::from(key), value]);
+        self.recorder.note(Process::Client(self.process), Kind::Invoke, f, value, extra);
+    }
+
+    /// Notes how it ended; after an unknown outcome the thread takes another process id.
+    pub fn complete<T>(&mut self, f: &str, key: u64, value: Edn, answer: &Answer<T>, extra: &[(&str, Edn)]) {
+        let mut extra = named(extra);
+        extra.insert("client".into(), Edn::from(self.thread));
+        let kind = match answer {
+            Answer::Ok(_) => Kind::Ok,
+            Answer::Fail(why) | Answer::Info(why) => {
+                extra.insert("error".into(), Edn::Str(why.clone()));
+                if matches!(answer, Answer::Fail(_)) { Kind::Fail } else { Kind::Info }
+            }
+        };
+        let value = Edn::Vector(vec![Edn::from(key), value]);
+        self.recorder.note(Process::Client(self.process), kind, f, value, extra);
+        if kind == Kind::Info {
+            self.process += self.threads;
+        }
+    }
+
+    /// Puts through the present node.
+    pub async fn put(&mut self, key: u64, level: Option<u32>, value: Bytes, context: Bytes) -> Answer<Wrote> {
+        let ask = self.ask(key, level);
+        self.client.put(self.node, &ask, value, context).await
+    }
+
+    /// Deletes through the present node.
+    pub async fn delete(&mut self, key: u64, level: Option<u32>, context: Bytes) -> Answer<Wrote> {
+        let ask = self.ask(key, level);
+        self.client.delete(self.node, &ask, context).await
+    }
+
+    /// Gets through the present node.
+    pub async fn get(&mut self, key: u64, level: Option<u32>) -> Answer<Found> {
+        let ask = self.ask(key, level);
+        self.client.get(self.node, &ask).await
+    }
+
+    /// Gets through a given node from all replicas, at the end.
+    pub async fn get_all(&mut self, key: u64, node: usize) -> Answer<Found> {
+        self.node = node;
+        let ask = Ask { timeout: Duration::from_secs(10), ..self.ask(key, Some(3)) };
+        self.client.get(node, &ask).await
+    }
+
+    /// The fields of a read at the end through the present node.
+    pub fn final_fields(&self) -> [(&'static str, Edn); 2] {
+        [("final", Edn::Bool(true)), ("replica", Edn::Str(format!("n{}", self.node + 1)))]
+    }
+}
+
+fn named(extra: &[(&str, Edn)]) -> Extra {
+    extra.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect()
+}
+
+/// A value as it is stored: its digits.
+pub fn digits(value: u64) -> Bytes {
+    value.to_string().into()
+}
+
+/// A stored value, back. What is not a number was not written by us, and shows as such.
+pub fn number(value: &Bytes) -> Option<u64> {
+    std::str::from_utf8(value).ok()?.parse().ok()
+}

@@ -1,0 +1,165 @@
+//! What the cluster's clocks say together: the bounds within which this node's own wall clock is believed.
+//!
+//! A wall clock that jumps by an hour makes a node useless, or worse: its stamps are refused by all, and what it
+//! stored under them can't be written over for that hour. So a node that hears at least two others keeps to
+//! within half the skew allowed of the median of all clocks, its own included. While fewer than half of the
+//! clocks are wrong, the median lies between two right ones.
+//!
+//! Others' clocks are kept as their distance from the own *monotonic* clock, so that a jump of the own wall
+//! clock is seen at once. A message that was long under way makes a peer look behind, never ahead: the greatest
+//! distance of the last seconds is the best (as in NTP's clock filter).
+//!
+//! Invariants:
+//! 1. With fewer than three clocks the own one is believed: of two nobody knows which is wrong.
+//! 2. A peer that has been silent for two windows counts no more.
+//!
+//! It sets no clock, and says nothing of expiry that the caller does not ask with.
+
+use std::collections::BTreeMap;
+
+use crate::types::ids::NodeId;
+use crate::types::time::{Mono, WallMs};
+
+/// How long the greatest distance of a peer's clock is kept, at least; at most twice that.
+const WINDOW_US: u64 = 5_000_000;
+
+/// Distances between a peer's wall clock and the own monotonic one, in milliseconds.
+#[derive(Debug, Clone, Copy)]
+struct Heard {
+    window: u64,
+    now: i64,
+    before: Option<i64>,
+}
+
+/// The clocks of the nodes that were heard of late.
+#[derive(Debug, Clone, Default)]
+pub struct Median {
+    heard: BTreeMap<NodeId, Heard>,
+}
+
+fn ms(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+impl Median {
+    /// Notes what a peer's wall clock said in a message that came at `at`.
+    pub fn heard(&mut self, from: NodeId, wall: WallMs, at: Mono) {
+        let distance = ms(wall.0).saturating_sub(ms(at.0 / 1_000));
+        let window = at.0 / WINDOW_US;
+        let next = match self.heard.get(&from) {
+            Some(old) if old.window == window => Heard { now: old.now.max(distance), ..*old },
+            Some(old) if old.window + 1 == window => Heard { window, now: distance, before: Some(old.now) },
+            _ => Heard { window, now: distance, before: None },
+        };
+        self.heard.insert(from, next);
+    }
+
+    /// The median of the own clock and those heard of late, with how many they are.
+    fn median(&self, own: WallMs, at: Mono) -> (i64, usize) {
+        let window = at.0 / WINDOW_US;
+        let fresh = self.heard.values().filter(|heard| heard.window + 1 >= window);
+        let peers = fresh.map(|heard| heard.now.max(heard.before.unwrap_or(i64::MIN)));
+        let mut clocks: Vec<i64> = peers.map(|distance| distance.saturating_add(ms(at.0 / 1_000))).collect();
+        clocks.push(ms(own.0));
+        clocks.sort_unstable();
+        (clocks[(clocks.len() - 1) / 2], clocks.len())
+    }
+
+    /// The own clock, kept to within `limit_ms` of the median of three clocks or more.
+    pub fn believe(&self, own: WallMs, at: Mono, limit_ms: u64) -> WallMs {
+        let (median, clocks) = self.median(own, at);
+        if clocks < 3 {
+            return own;
+        }
+        let (low, high) = (median.saturating_sub(ms(limit_ms)), median.saturating_add(ms(limit_ms)));
+        WallMs(u64::try_from(ms(own.0).clamp(low, high)).unwrap_or(0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LIMIT: u64 = 250;
+    const EPOCH: u64 = 1_700_000_000_000;
+
+    fn at(seconds: u64) -> Mono {
+        Mono(seconds * 1_000_000)
+    }
+
+    fn wall(seconds: u64) -> WallMs {
+        WallMs(EPOCH + seconds * 1_000)
+    }
+
+    fn heard(clocks: &[(u64, WallMs)], when: Mono) -> Median {
+        let mut median = Median::default();
+        clocks.iter().for_each(|(node, wall)| median.heard(NodeId(*node), *wall, when));
+        median
+    }
+
+    #[test]
+    fn a_clock_that_jumps_is_held_near_the_others() {
+        let median = heard(&[(2, wall(100)), (3, wall(100))], at(7));
+        let believe = |own| median.believe(own, at(8), LIMIT);
+        assert_eq!(believe(wall(101)), wall(101));
+        assert_eq!(
+            believe(WallMs(wall(101).0 + 200)),
+            WallMs(wall(101).0 + 200),
+            "within the skew: as it is"
+        );
+        assert_eq!(believe(wall(3_700)), WallMs(wall(101).0 + LIMIT));
+        assert_eq!(believe(wall(0)), WallMs(wall(101).0 - LIMIT));
+    }
+
+    #[test]
+    fn one_other_that_jumps_moves_nothing() {
+        for wrong in [wall(0), wall(1_000_000)] {
+            let median = heard(&[(2, wrong), (3, wall(100))], at(7));
+            assert_eq!(median.believe(wall(100), at(7), LIMIT), wall(100));
+        }
+    }
+
+    #[test]
+    fn of_two_clocks_the_own_is_believed_and_silence_is_forgotten() {
+        assert_eq!(heard(&[(2, wall(100))], at(7)).believe(wall(5_000), at(7), LIMIT), wall(5_000));
+        let median = heard(&[(2, wall(100)), (3, wall(100))], at(7));
+        assert_eq!(median.believe(wall(5_000), at(7 + 11), LIMIT), wall(5_000));
+    }
+
+    /// What was long under way makes a peer look behind; what came in time counts, until it is old.
+    #[test]
+    fn delays_are_filtered_and_steps_back_noticed() {
+        let mut median = heard(&[(2, wall(100)), (3, wall(100))], at(6));
+        for node in [2, 3] {
+            median.heard(NodeId(node), wall(92), at(7));
+        }
+        assert_eq!(median.believe(wall(101), at(7), LIMIT), wall(101));
+        for second in 10..25 {
+            median.heard(NodeId(2), wall(second), at(second));
+            median.heard(NodeId(3), wall(second), at(second));
+        }
+        assert_eq!(median.believe(wall(118), at(24), LIMIT), WallMs(wall(24).0 + LIMIT));
+    }
+
+    proptest! {
+        /// While fewer than half of the clocks are wrong, what is believed is near a right one.
+        #[test]
+        fn a_minority_of_wrong_clocks_moves_nobody_far(
+            wrong in proptest::collection::vec(0u64..10_000_000, 0..3),
+            right in proptest::collection::vec(0u64..200, 3..6),
+            own in 0u64..10_000_000,
+        ) {
+            let true_now = 5_000_000;
+            let mut median = Median::default();
+            let all = wrong.iter().copied().chain(right.iter().map(|r| true_now + r));
+            for (node, wall) in all.enumerate() {
+                median.heard(NodeId(node as u64 + 2), WallMs(wall), at(7));
+            }
+            // The own clock may be wrong too: then two wrong ones beside at least three right ones.
+            prop_assume!(wrong.len() + 1 < right.len() || (own >= true_now && own < true_now + 200));
+            let believed = median.believe(WallMs(own), at(7), LIMIT).0;
+            prop_assert!(believed + LIMIT >= true_now && believed <= true_now + 200 + LIMIT, "{}", believed);
+        }
+    }
+}
