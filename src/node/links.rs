@@ -11,13 +11,13 @@ use tokio::sync::watch;
 use tonic::transport::Channel;
 
 use super::committer::Committer;
-use super::env::{ClusterClock, Env};
+use super::env::{Clock, ClusterClock, Env};
 use crate::ring::layout::ClusterMap;
 use crate::rpc::peer_link::{self, LinkError, PeerLink, Preamble};
 use crate::rpc::proto;
 use crate::telemetry::metrics::Metrics;
 use crate::types::ids::{ClusterId, DiskId, Incarnation, NodeId, Nonce};
-use crate::types::time::WallMs;
+use crate::types::time::{Mono, WallMs};
 use crate::version::hlc::Stamp;
 
 /// Version of the protocol between nodes.
@@ -86,6 +86,7 @@ impl Preamble for Links {
             layout_version: self.map.borrow().layout.version.0,
             operations: Vec::new(),
             wall_ms: self.clock.own_wall().0,
+            up_us: self.clock.mono().0,
         }
     }
 }
@@ -198,9 +199,14 @@ impl Links {
         self.contacts.send_if_modified(|contacts| contacts.insert(peer, contact.clone()) != Some(contact));
     }
 
-    /// Notes what a peer's wall clock says.
-    pub fn heard_wall(&self, from: NodeId, wall: WallMs) {
-        self.clock.heard(from, wall);
+    /// Notes what a peer's wall clock says, and its monotonic one.
+    pub fn heard_wall(&self, from: NodeId, wall: WallMs, up: Mono) {
+        self.clock.heard(from, wall, up);
+    }
+
+    /// What a peer's clocks said before says nothing any more: its process may be a new one.
+    pub fn forget_wall(&self, from: NodeId) {
+        self.clock.forget(from);
     }
 
     /// Follows a peer's clock, unless it is too far ahead.

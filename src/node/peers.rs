@@ -31,7 +31,7 @@ use crate::storage::{Batch, schema};
 use crate::types::error::Cause;
 use crate::types::ids::{DiskId, KeyspaceId, NodeId, PartitionId};
 use crate::types::key::{Key, Position};
-use crate::types::time::WallMs;
+use crate::types::time::{Mono, WallMs};
 use crate::version::codec;
 use crate::version::hlc::Stamp;
 use crate::version::record::Digest;
@@ -329,6 +329,8 @@ impl PeerHandler for Peers {
         let mut admitted = self.admitted.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = admitted.get_mut(&node).filter(|entry| entry.nonce == nonce)?;
         entry.streams += 1;
+        drop(admitted);
+        self.links.forget_wall(node);
         Some(node)
     }
 
@@ -339,8 +341,8 @@ impl PeerHandler for Peers {
         }
     }
 
-    fn observe_clock(&self, from: NodeId, clock: Stamp, wall: WallMs) {
-        self.links.heard_wall(from, wall);
+    fn observe_clock(&self, from: NodeId, clock: Stamp, wall: WallMs, up: Mono) {
+        self.links.heard_wall(from, wall, up);
         self.links.observe_clock(&from.to_string(), clock);
     }
 

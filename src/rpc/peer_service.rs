@@ -17,7 +17,7 @@ use super::proto::{self, answer, peer_server::Peer};
 use super::transport::BoxFuture;
 use crate::types::ids::{LayoutVersion, NodeId};
 use crate::types::limits::{ENVELOPE_BYTES, ENVELOPE_OPS, LINK_OPS};
-use crate::types::time::WallMs;
+use crate::types::time::{Mono, WallMs};
 use crate::version::hlc::Stamp;
 
 /// What a message of operations says of its sender.
@@ -38,7 +38,7 @@ pub trait PeerHandler: Send + Sync + 'static {
     /// The stream of `node`, started as `nonce`, has ended.
     fn gone(&self, node: NodeId, nonce: &str);
     /// Follows a peer's hybrid clock, and notes what its wall clock says.
-    fn observe_clock(&self, from: NodeId, clock: Stamp, wall: WallMs);
+    fn observe_clock(&self, from: NodeId, clock: Stamp, wall: WallMs, up: Mono);
     /// The own clock.
     fn clock(&self) -> Stamp;
     /// Carries out one operation and answers through `reply`, now or later.
@@ -158,7 +158,8 @@ impl<H: PeerHandler> Peer for PeerService<H> {
                     sender = Some((id, message.nonce.clone()));
                 }
                 let Some((id, _)) = &sender else { break };
-                node.observe_clock(*id, Stamp(message.clock), WallMs(message.wall_ms));
+                let (wall, up) = (WallMs(message.wall_ms), Mono(message.up_us));
+                node.observe_clock(*id, Stamp(message.clock), wall, up);
                 let from = Sender { node: *id, layout_version: LayoutVersion(message.layout_version) };
                 for operation in message.operations {
                     let before = under_way.fetch_add(1, Ordering::Relaxed);

@@ -159,6 +159,32 @@ fn clocks_that_jump_take_no_node_out() {
     assert_eq!(check(&cluster.recorder.ops()), Vec::new());
 }
 
+/// Two clocks that are wrong one after the other, never at the same time, are no majority: the third node does not
+/// follow them, and all replicas go on taking its writes.
+#[test]
+fn clocks_that_are_wrong_in_turn_take_nobody_out() {
+    let weather = Weather { latency_min: 1, latency_max: 5, random_order: false };
+    let mut cluster = Cluster::new(Setup::plain(4, &[0, 0, 0], weather));
+    cluster.until_ready(10_000);
+    for (phase, offsets) in [[0, 0, 0], [0, 1_100, 0], [0, 0, 0], [1_000, 0, 0]].into_iter().enumerate() {
+        for (host, offset) in cluster.hosts.iter().zip(offsets) {
+            host.offset.store(offset, Ordering::Relaxed);
+        }
+        let (names, space) = (cluster.node_names(), cluster.setup.spaces[0].clone());
+        let recorder = cluster.recorder.clone();
+        cluster.client(&format!("client{phase}"), async move {
+            let mut client = Client::new(phase, &names, Duration::from_millis(200), recorder);
+            for turn in 0..30_usize {
+                let (space, key) = (space.clone(), format!("k{turn}"));
+                let ask = Ask { node: turn % 3, space, key, timeout_ms: 500, level: Some(3) };
+                assert!(client.put(&ask).await, "phase {phase}, turn {turn}");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        cluster.run_clients();
+    }
+}
+
 /// The scenario of three hosts, one seed, and the same trace twice.
 #[test]
 fn three_hosts_put_and_get_through_a_partition_and_its_repair() {
