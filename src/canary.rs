@@ -18,7 +18,7 @@ pub enum Canary {
     UnsyncedRead,
     /// A replica's "not found" outvotes the others' record (F18).
     NotFoundWins,
-    /// A read replies without writing back what some replicas lack.
+    /// A read replies without waiting until what it writes back is stored.
     WriteBackOff,
     /// A replica with a greater stamp acknowledges a fresh write instead of `Superseded` (F16).
     SupersededIgnored,

@@ -204,7 +204,10 @@ impl<A: Readable> Read<A> {
             }
             match merged.missing(answer) {
                 None => drop(self.holders.insert(*node)),
-                Some(_) if canary::sings(Canary::WriteBackOff) => drop(self.holders.insert(*node)),
+                Some(repair) if canary::sings(Canary::WriteBackOff) => {
+                    self.holders.insert(*node);
+                    effects.push(Effect::Repair(*node, self.generation, repair));
+                }
                 Some(repair) => {
                     self.differed = true;
                     self.repairing.insert(*node);

@@ -47,6 +47,8 @@ pub struct Weather {
     pub latency_max: u64,
     /// Whether the hosts run in another order in each tick.
     pub random_order: bool,
+    /// How long each host runs before the next does, in milliseconds: the longer, the faster is the simulation.
+    pub tick_ms: u64,
 }
 
 /// What a cluster is made of.
@@ -66,6 +68,8 @@ pub struct Setup {
     pub sync_ms: u64,
     /// Most requests under way at one node.
     pub requests_limit: usize,
+    /// Most bytes of values that they write.
+    pub bytes_limit: usize,
     /// A bug that is planted.
     pub canary: Option<Canary>,
 }
@@ -84,6 +88,7 @@ impl Setup {
             weather,
             sync_ms: 0,
             requests_limit: limits::REQUESTS_IN_FLIGHT,
+            bytes_limit: limits::BYTES_IN_FLIGHT,
             canary: None,
         }
     }
@@ -205,7 +210,7 @@ fn config(index: usize, setup: &Setup) -> Config {
         limits: LimitsConfig {
             value_bytes: limits::VALUE_BYTES_DEFAULT,
             requests_in_flight: setup.requests_limit,
-            bytes_in_flight: limits::BYTES_IN_FLIGHT,
+            bytes_in_flight: setup.bytes_limit,
         },
         clock: ClockConfig { max_skew_ms: 500 },
         storage: StorageConfig { cache_bytes: limits::CACHE_BYTES_DEFAULT },
@@ -266,7 +271,7 @@ impl Cluster {
             .rng_seed(mix(seed, 1, 1))
             .epoch(SystemTime::UNIX_EPOCH + Duration::from_millis(EPOCH_MS))
             .simulation_duration(SIMULATION_MAX)
-            .tick_duration(Duration::from_millis(1))
+            .tick_duration(Duration::from_millis(weather.tick_ms))
             .min_message_latency(Duration::from_millis(weather.latency_min))
             .max_message_latency(Duration::from_millis(weather.latency_max))
             .tcp_capacity(4_096)
@@ -311,7 +316,7 @@ impl Cluster {
         u64::try_from(self.sim.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// One more millisecond; whether all clients are done.
+    /// One more tick; whether all clients are done.
     pub fn step(&mut self) -> bool {
         match self.sim.step() {
             Ok(done) => done,
@@ -382,6 +387,14 @@ impl Cluster {
         }
     }
 
+    /// Cuts the links of a host to the other nodes.
+    pub fn cut_off(&self, host: usize) {
+        let name = &self.hosts[host].name;
+        for other in self.hosts.iter().filter(|other| other.name != *name) {
+            self.sim.partition(name.as_str(), other.name.as_str());
+        }
+    }
+
     /// Repairs all links of a host, and delivers what was held.
     pub fn rejoin(&mut self, host: usize) {
         let name = &self.hosts[host].name;
@@ -417,7 +430,7 @@ impl Cluster {
         let Host { storage, offset, .. } = &*self.hosts[host];
         storage.set_sync_takes(Duration::from_millis(self.setup.sync_ms));
         storage.set_capacity(None);
-        offset.store(offset.load(Ordering::Relaxed).min(200), Ordering::Relaxed);
+        offset.store(self.setup.offsets[host], Ordering::Relaxed);
     }
 
     /// What the nodes that serve count now, of what is limited.
@@ -428,6 +441,8 @@ impl Cluster {
             let coordinator = &service.coordinator;
             let under_way = coordinator.under_way.load(Ordering::Relaxed);
             counts.push((format!("{}: requests", host.name), under_way, coordinator.requests_limit));
+            let bytes = coordinator.bytes_under_way.load(Ordering::Relaxed);
+            counts.push((format!("{}: bytes of requests", host.name), bytes, coordinator.bytes_limit));
             let unsynced = usize::from(coordinator.driver.committer.unsettled_any().is_some());
             counts.push((format!("{}: groups that wait for a sync", host.name), unsynced, 1));
             for other in self.hosts.iter().filter(|other| other.id != host.id) {

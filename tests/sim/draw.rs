@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use quoral::canary::Canary;
+use quoral::types::limits;
 use quoral::types::policy::Conflicts;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -89,9 +90,10 @@ fn one_of<T: Copy, const N: usize>(rng: &mut StdRng, choices: [T; N]) -> T {
 /// A keyspace of a drawn policy. Majorities most of the time: they promise most.
 pub fn space(rng: &mut StdRng, name: String, nodes: usize) -> Space {
     let most = u8::try_from(nodes.min(5)).unwrap_or(5);
-    let n = match rng.random_range(0..4) {
-        0 => rng.random_range(1..=most),
-        1 => most,
+    let n = match rng.random_range(0..8) {
+        0 => 1,
+        1 | 2 => rng.random_range(1..=most),
+        3 => most,
         _ => most.min(3),
     };
     let majority = n / 2 + 1;
@@ -110,13 +112,14 @@ pub fn space(rng: &mut StdRng, name: String, nodes: usize) -> Space {
 pub fn draw(seed: u64, canary: Option<Canary>) -> Draw {
     let mut rng = StdRng::seed_from_u64(mix(seed, 1, 0));
     let rng = &mut rng;
-    let nodes = one_of(rng, [3, 3, 3, 3, 4, 5, 5, 6, 7, 9]);
+    let nodes = one_of(rng, [3, 3, 3, 3, 3, 4, 5, 5, 6, 7, 8, 9]);
     let zones = one_of(rng, [1, 2, 3, nodes, nodes]);
     let latency_min = rng.random_range(0..=3);
     let weather = Weather {
         latency_min,
         latency_max: latency_min + one_of(rng, [2, 20, 80]),
         random_order: rng.random_bool(0.5),
+        tick_ms: one_of(rng, [1, 2, 4]),
     };
     let offset = |rng: &mut StdRng| match rng.random_range(0..3) {
         0 => 0,
@@ -136,8 +139,10 @@ pub fn draw(seed: u64, canary: Option<Canary>) -> Draw {
         zones: (0..nodes).map(|node| format!("z{}", node % zones)).collect(),
         spaces: spaces.into_iter().map(Arc::new).collect(),
         weather,
-        sync_ms: one_of(rng, [0, 1, 5, 20]),
+        sync_ms: one_of(rng, [0, 2, 10, 50]),
         requests_limit: one_of(rng, [4, 16, 8_192, 8_192]),
+        // A value has a few bytes.
+        bytes_limit: one_of(rng, [12, 64, limits::BYTES_IN_FLIGHT, limits::BYTES_IN_FLIGHT]),
         canary,
     };
     Draw {
@@ -145,7 +150,7 @@ pub fn draw(seed: u64, canary: Option<Canary>) -> Draw {
         mix: Mix::draw(rng),
         clients: rng.random_range(1..=5),
         keys: rng.random_range(1..=3),
-        pause_ms: one_of(rng, [2, 30, 150]),
+        pause_ms: one_of(rng, [8, 40, 150]),
         hop: one_of(rng, [0.1, 0.5, 1.0]),
         own_level: one_of(rng, [0.0, 0.0, 0.2]),
         chaos_ms: rng.random_range(6_000..=10_000),
@@ -156,4 +161,39 @@ pub fn draw(seed: u64, canary: Option<Canary>) -> Draw {
 pub fn default_space(nodes: usize) -> Space {
     let n = u8::try_from(nodes.min(3)).unwrap_or(3);
     Space { name: "default".into(), conflicts: Conflicts::Lww, n, r: n / 2 + 1, w: n / 2 + 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::nemesis::Plan;
+
+    /// A kind of fault, size or policy that no seed draws is one that nothing is tested with.
+    #[test]
+    fn seeds_draw_all_of_the_world() {
+        let (mut sizes, mut spaces, mut deeds) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        for seed in 0..2_000 {
+            let draw = draw(seed, None);
+            let nodes = draw.setup.zones.len();
+            sizes.insert(nodes);
+            spaces.extend(draw.setup.spaces.iter().map(|s| (s.conflicts, s.n, s.r + s.w > s.n)));
+            deeds.extend(Plan::draw(seed, draw.mix, nodes, draw.clients, 0, draw.chaos_ms).kinds());
+        }
+        assert_eq!(sizes, (3..=9).collect());
+        for conflicts in [Conflicts::Lww, Conflicts::Siblings] {
+            let drawn = |n| {
+                spaces.contains(&(conflicts, n, true)) && (n == 1 || spaces.contains(&(conflicts, n, false)))
+            };
+            assert!((1..=5).all(drawn), "{spaces:?}");
+        }
+        let faults =
+            ["Begin(Cut", "Begin(OneWay", "Begin(Hold", "Begin(Slow", "Begin(Pause", "Begin(Datagrams"];
+        let host =
+            ["Crash", "Disk", "SlowDisk", "FullDisk", "Clock", "Alone"].map(|kind| format!("Fail({kind}"));
+        for kind in faults.map(str::to_owned).into_iter().chain(host) {
+            assert!(deeds.contains(&kind), "{kind} is in no plan: {deeds:?}");
+        }
+    }
 }

@@ -133,7 +133,8 @@ impl Op {
 
     /// Whether it read this value.
     pub fn found(&self, value: Value) -> bool {
-        self.values().iter().any(|(read, _)| *read == value)
+        // They are sorted.
+        self.values().binary_search_by_key(&value, |(read, _)| *read).is_ok()
     }
 
     /// The stamp that it was told.

@@ -28,13 +28,7 @@ struct Replay(u64);
 impl Drop for Replay {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let seed = self.0;
-            let release = if cfg!(debug_assertions) { "" } else { " --release" };
-            eprintln!("seed {seed} failed; play it again with:");
-            eprintln!(
-                "    QUORAL_SIM_SEEDS={seed}..{} cargo test{release} --test sim swarm -- --nocapture",
-                seed + 1
-            );
+            eprintln!("seed {} failed; {}", self.0, replay(self.0));
         }
     }
 }
@@ -52,23 +46,29 @@ fn regressions() -> Vec<u64> {
     lines.filter(|line| !line.is_empty()).map(|line| line.parse().expect("a seed")).collect()
 }
 
-fn play(seed: u64) -> swarm::Report {
+/// How to play a seed again.
+fn replay(seed: u64) -> String {
+    let release = if cfg!(debug_assertions) { "" } else { " --release" };
+    let seeds = format!("QUORAL_SIM_SEEDS={seed}..{}", seed + 1);
+    format!("play it again with:\n    {seeds} cargo test{release} --test sim swarm -- --nocapture")
+}
+
+/// Plays a seed, and says what is wrong, if something is.
+fn play(seed: u64) -> Result<swarm::Report, String> {
     let _replay = Replay(seed);
     let report = swarm::run(seed, None);
     if std::env::var_os("QUORAL_SIM_TRACE").is_some() {
         report.trace.iter().for_each(|line| println!("{line}"));
     }
     println!("{}", report.summary);
+    if report.wrong.is_empty() {
+        return Ok(report);
+    }
     let (many, first) = (report.wrong.len(), &report.wrong[..report.wrong.len().min(10)]);
     let list: Vec<String> = first.iter().map(|finding| format!("  {finding}")).collect();
-    assert!(
-        report.wrong.is_empty(),
-        "{}\n{many} things are wrong:\n{}\n\nThe story of the first:\n{}\n",
-        report.summary,
-        list.join("\n"),
-        report.story
-    );
-    report
+    let (list, story) = (list.join("\n"), &report.story);
+    let head = format!("seed {seed} failed: {many} things are wrong; {}", replay(seed));
+    Err(format!("{head}\n{list}\n\nThe story of the first:\n{story}\n"))
 }
 
 /// Many scenarios, each drawn from its seed: those asked for, or a few and the ones that once failed.
@@ -80,9 +80,18 @@ fn swarm() {
         Some(seeds) => seeds.collect(),
         None => (0..6).chain(regressions()).collect(),
     };
+    let (many, mut failed) = (seeds.len(), Vec::new());
     for seed in seeds {
         let this = tokio::time::Instant::now();
-        let report = play(seed);
+        // One that fails does not keep the others from being played, unless it panics.
+        let report = match play(seed) {
+            Ok(report) => report,
+            Err(text) => {
+                println!("{text}");
+                failed.push((seed, text));
+                continue;
+            }
+        };
         slowest = slowest.max(report.recovery_ms);
         simulated += report.simulated_ms;
         if report.nodes == 3 {
@@ -91,15 +100,21 @@ fn swarm() {
     }
     let speed = simulated as f64 / began.elapsed().as_millis().max(1) as f64;
     println!(
-        "slowest recovery {slowest} ms; {simulated} ms simulated, {speed:.0} times as fast as real time; \
-         with three nodes {:.0} times",
+        "{many} seeds, {} failed; slowest recovery {slowest} ms; {simulated} ms simulated, {speed:.0} times as \
+         fast as real time; with three nodes {:.0} times",
+        failed.len(),
         small.0 as f64 / 1_000.0 / small.1.max(0.001)
     );
+    let numbers: Vec<u64> = failed.iter().map(|(seed, _)| *seed).collect();
+    if let Some((_, first)) = failed.first() {
+        panic!("of {many} seeds these failed: {numbers:?}\n{first}");
+    }
 }
 
 /// The same seed gives the same trace, faults and all; another seed gives another.
 #[test]
 fn a_seed_decides_everything() {
+    let play = |seed| play(seed).unwrap_or_else(|wrong| panic!("{wrong}"));
     let (one, again, other) = (play(1_000), play(1_000), play(1_001));
     let differs = one.trace.iter().zip(&again.trace).find(|(a, b)| a != b);
     assert_eq!(differs, None, "the first line that differs");

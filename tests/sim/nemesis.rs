@@ -55,6 +55,8 @@ pub enum HostFault {
     FullDisk { spare: u64 },
     /// Its wall clock is off by so many milliseconds from now on.
     Clock { offset: u64 },
+    /// The other nodes don't hear it, nor it them, until it is started again; clients do.
+    Alone,
 }
 
 /// What is done at one moment.
@@ -127,6 +129,22 @@ impl Plan {
                 }
             }
         }
+    }
+
+    /// The names of what it does.
+    #[cfg(test)]
+    pub fn kinds(&self) -> Vec<String> {
+        let name = |value: &dyn std::fmt::Debug| {
+            let text = format!("{value:?}");
+            text.split(['(', ' ', '{']).next().unwrap_or_default().to_owned()
+        };
+        let kind = |(_, deed): &(u64, Deed)| match deed {
+            Deed::Begin(fault) => format!("Begin({}", name(fault)),
+            Deed::End(fault) => format!("End({}", name(fault)),
+            Deed::Fail(_, fault) => format!("Fail({}", name(fault)),
+            Deed::Start(_) | Deed::Mend(_) => name(deed),
+        };
+        self.deeds.iter().map(kind).collect()
     }
 
     /// Whether nothing is left to do.
@@ -229,6 +247,10 @@ fn fail(cluster: &mut Cluster, host: usize, fault: &HostFault, seed: u64) {
             note(cluster, format!("the disk has room for {spare} bytes"));
             storage.set_capacity(Some(quoral::storage::Storage::disk_bytes(&*storage) + spare));
         }
+        HostFault::Alone => {
+            note(cluster, "is alone".into());
+            cluster.cut_off(host);
+        }
         HostFault::Crash { silent } if cluster.is_up(host) => cluster.crash(host, seed, *silent),
         HostFault::Disk { .. } if cluster.is_up(host) => {
             note(cluster, "disk fails".into());
@@ -305,7 +327,13 @@ fn host_fault(
         1 => {
             let many = rng.random_range(2..=nodes);
             let silent = rng.random_bool(0.5);
+            // What is acknowledged too early is lost if it was written shortly before.
+            let slow = rng.random_bool(0.5).then(|| rng.random_range(50..=400));
             for host in (host..host + many).map(|host| host % nodes) {
+                if let Some(sync_ms) = slow {
+                    deeds.push((at.saturating_sub(500), Deed::Fail(host, HostFault::SlowDisk { sync_ms })));
+                    deeds.push((at, Deed::Mend(host)));
+                }
                 deeds.push((at, Deed::Fail(host, HostFault::Crash { silent })));
                 deeds.push((at + rng.random_range(20..=length), Deed::Start(host)));
             }
@@ -319,7 +347,7 @@ fn host_fault(
         3 => {
             let sync_ms = rng.random_range(20..=400);
             deeds.push((at, Deed::Fail(host, HostFault::SlowDisk { sync_ms })));
-            if rng.random_bool(0.3) {
+            if rng.random_bool(0.6) {
                 deeds.push((at + length, Deed::Fail(host, HostFault::Crash { silent: true })));
                 deeds.push((at + length + 100, Deed::Start(host)));
             }
@@ -340,6 +368,10 @@ fn host_fault(
             if rng.random_bool(0.5) {
                 // It comes back with its clock in order: behind what it stamped before.
                 let crash = at + length / 2;
+                if rng.random_bool(0.5) {
+                    // And nobody has heard of those.
+                    deeds.push((crash - length / 4, Deed::Fail(host, HostFault::Alone)));
+                }
                 deeds.push((crash, Deed::Fail(host, HostFault::Crash { silent: false })));
                 deeds.push((crash + 20, Deed::Mend(host)));
                 deeds.push((crash + 20, Deed::Start(host)));

@@ -13,7 +13,7 @@ use crate::swarm::{RECOVERY_MS, recover};
 
 /// Three hosts; a client puts and gets through a partition and its repair.
 fn through_a_partition(seed: u64) -> Vec<String> {
-    let weather = Weather { latency_min: 1, latency_max: 20, random_order: false };
+    let weather = Weather { latency_min: 1, latency_max: 20, random_order: false, tick_ms: 1 };
     let mut cluster = Cluster::new(Setup::plain(seed, &[0, 150, 50], weather));
     cluster.until_ready(10_000);
     let (names, spaces) = (cluster.node_names(), cluster.setup.spaces.clone());
@@ -51,7 +51,7 @@ fn through_a_partition(seed: u64) -> Vec<String> {
 /// F30: a put whose sync fails says "maybe", the failed node shows it to nobody, and a crash settles it.
 #[test]
 fn f30_a_write_whose_sync_failed_is_in_doubt() {
-    let weather = Weather { latency_min: 1, latency_max: 5, random_order: false };
+    let weather = Weather { latency_min: 1, latency_max: 5, random_order: false, tick_ms: 1 };
     let mut cluster = Cluster::new(Setup::plain(1, &[0, 0, 0], weather));
     cluster.until_ready(10_000);
     let (recorder, disk) = (cluster.recorder.clone(), cluster.hosts[0].storage.clone());
@@ -81,7 +81,7 @@ fn f30_a_write_whose_sync_failed_is_in_doubt() {
 /// One bad disk of five is a nuisance to nobody: whichever node is asked, a home replica with a good disk does it.
 #[test]
 fn with_one_bad_disk_every_node_takes_writes() {
-    let weather = Weather { latency_min: 1, latency_max: 5, random_order: false };
+    let weather = Weather { latency_min: 1, latency_max: 5, random_order: false, tick_ms: 1 };
     let mut cluster = Cluster::new(Setup::plain(1, &[0; 5], weather));
     cluster.until_ready(10_000);
     let (recorder, disk) = (cluster.recorder.clone(), cluster.hosts[0].storage.clone());
@@ -111,7 +111,7 @@ fn with_one_bad_disk_every_node_takes_writes() {
 #[test]
 fn links_recover_soon_after_a_repair() {
     for (seed, cut_ms) in [20, 200, 600, 1_300, 1_700, 6_000].into_iter().enumerate() {
-        let weather = Weather { latency_min: 1, latency_max: 10, random_order: false };
+        let weather = Weather { latency_min: 1, latency_max: 10, random_order: false, tick_ms: 1 };
         let mut cluster = Cluster::new(Setup::plain(seed as u64, &[0, 0, 0], weather));
         cluster.until_ready(10_000);
         cluster.isolate(0);
@@ -131,7 +131,7 @@ fn links_recover_soon_after_a_repair() {
 #[test]
 fn clocks_that_jump_take_no_node_out() {
     const HOUR: u64 = 3_600_000;
-    let weather = Weather { latency_min: 1, latency_max: 20, random_order: false };
+    let weather = Weather { latency_min: 1, latency_max: 20, random_order: false, tick_ms: 1 };
     let offsets = [10 * HOUR, 10 * HOUR + 100, 10 * HOUR];
     let mut cluster = Cluster::new(Setup::plain(3, &offsets, weather));
     cluster.until_ready(10_000);
@@ -163,7 +163,7 @@ fn clocks_that_jump_take_no_node_out() {
 /// follow them, and all replicas go on taking its writes.
 #[test]
 fn clocks_that_are_wrong_in_turn_take_nobody_out() {
-    let weather = Weather { latency_min: 1, latency_max: 5, random_order: false };
+    let weather = Weather { latency_min: 1, latency_max: 5, random_order: false, tick_ms: 1 };
     let mut cluster = Cluster::new(Setup::plain(4, &[0, 0, 0], weather));
     cluster.until_ready(10_000);
     for (phase, offsets) in [[0, 0, 0], [0, 1_100, 0], [0, 0, 0], [1_000, 0, 0]].into_iter().enumerate() {

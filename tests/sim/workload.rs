@@ -64,6 +64,7 @@ impl Habits {
                 let name = format!("made-{}", rng.random_range(0..6));
                 client.create(node, space(rng, name, self.nodes)).await;
             }
+            68..72 => drop(client.get(&Ask { level: Some(ask.space.n), ..ask }).await),
             _ => drop(client.put(&ask).await),
         }
     }

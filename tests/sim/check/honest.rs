@@ -99,7 +99,7 @@ pub fn g9_bounded(gauges: &[Gauge]) -> Vec<Finding> {
 
 /// F13: of two acknowledged writes of one coordinator, one over before the other began, the later has the
 /// greater stamp, whatever its key and whatever happened between. `coordinates` says whether a node is the
-/// coordinator of what it is asked, which it is for keys of which it is a home replica.
+/// coordinator of what it is asked, which it surely is for keys of which it is the one home replica.
 pub fn f13_stamps_grow(ops: &[Op], coordinates: impl Fn(&Op) -> bool) -> Vec<Finding> {
     let mut nodes: BTreeMap<usize, Vec<(u64, &Op)>> = BTreeMap::new();
     for op in ops.iter().filter(|op| op.is_acked() && coordinates(op)) {

@@ -95,11 +95,12 @@ pub fn by_key(ops: &[Op]) -> BTreeMap<Place, Vec<&Op>> {
 pub fn check(ops: &[Op]) -> Vec<Finding> {
     let mut wrong = honest::g8_honest(ops);
     for ops in by_key(ops).values() {
-        wrong.extend(guarantees::g1_durable(ops));
-        wrong.extend(guarantees::g2_read_your_quorum(ops));
-        wrong.extend(guarantees::g3_monotonic(ops));
-        wrong.extend(guarantees::g4_nothing_vanishes(ops));
-        wrong.extend(guarantees::g5_deleted_stays_deleted(ops));
+        let key = guarantees::KeyOps::new(ops);
+        wrong.extend(guarantees::g1_durable(&key));
+        wrong.extend(guarantees::g2_read_your_quorum(&key));
+        wrong.extend(guarantees::g3_monotonic(&key));
+        wrong.extend(guarantees::g4_nothing_vanishes(&key));
+        wrong.extend(guarantees::g5_deleted_stays_deleted(&key));
         wrong.extend(register::g3_register(ops));
     }
     wrong

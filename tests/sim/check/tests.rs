@@ -6,15 +6,16 @@ use std::sync::Arc;
 use quoral::ring::layout::{ClusterMap, Member, NewKeyspace};
 use quoral::ring::partition::Partitions;
 use quoral::ring::preflist::homes;
-use quoral::storage::schema;
-use quoral::types::ids::NodeId;
+use quoral::storage::memory::MemoryStorage;
+use quoral::storage::{Batch, Storage, schema};
+use quoral::types::ids::{KeyspaceId, NodeId, PartitionId};
 use quoral::types::key::{Key, Position};
 use quoral::types::policy::Conflicts;
 
 use super::guarantees::*;
 use super::honest::*;
 use super::register::g3_register;
-use super::state::{Holding, f23_one_map, g7_converges};
+use super::state::{Holding, f23_one_map, g7_converges, holding};
 use super::{Finding, meets};
 use crate::history::{Action, Creation, Op, Outcome, Seq, Space, Value};
 
@@ -87,8 +88,12 @@ fn refused(op: Op) -> Op {
     Op { outcome: Outcome::Refused("UNAVAILABLE".into()), ..op }
 }
 
-fn count(checker: fn(&[&Op]) -> Vec<Finding>, ops: &[Op]) -> usize {
-    checker(&ops.iter().collect::<Vec<_>>()).len()
+fn count(checker: fn(&KeyOps) -> Vec<Finding>, ops: &[Op]) -> usize {
+    checker(&KeyOps::new(&ops.iter().collect::<Vec<_>>())).len()
+}
+
+fn registers(ops: &[Op]) -> usize {
+    g3_register(&ops.iter().collect::<Vec<_>>()).len()
 }
 
 #[test]
@@ -114,6 +119,8 @@ fn g1_finds_what_is_lost() {
     assert_eq!(count(g1_durable, &[put(1, 2, 1, 5), doubt(delete(3, 0)), all(nothing(5, Some(6)))]), 0);
     assert_eq!(count(g1_durable, &[put(1, 2, 1, 5), refused(delete(3, 0)), all(nothing(5, Some(6)))]), 1);
     assert_eq!(count(g1_durable, &[delete(1, 6), all(get(3, 4, 1, 5))]), 1, "a delete is lost");
+    assert_eq!(count(g1_durable, &[delete(1, 4), put(3, 4, 1, 5), all(nothing(5, None))]), 1, "not by that");
+    assert_eq!(count(g1_durable, &[put(1, 2, 1, 5), nothing(3, Some(0))]), 0, "that is for G2");
     assert_eq!(count(g1_durable, &[one(add(1, 1, &[])), all(read(3, &[1]))]), 0);
     assert_eq!(count(g1_durable, &[one(add(1, 1, &[])), all(read(3, &[]))]), 1, "a sibling is lost");
     assert_eq!(count(g1_durable, &[add(1, 1, &[]), doubt(add(3, 2, &[1])), all(read(5, &[2]))]), 0);
@@ -154,19 +161,30 @@ fn g3_finds_reads_that_go_back() {
 fn g3_takes_atomic_registers_and_refuses_others() {
     // Overlapping writes, read in either order, one of them after a lost answer.
     let history = [put(1, 10, 1, 5), unknown(2, 2), get(3, 4, 2, 4), get(11, 12, 1, 5)];
-    assert_eq!(count(g3_register, &history), 0);
+    assert_eq!(registers(&history), 0);
     // An unknown write that takes effect long after its end, and one that nobody ever saw.
-    assert_eq!(count(g3_register, &[unknown(1, 2), put(3, 4, 1, 1), get(5, 6, 1, 1), get(7, 8, 2, 9)]), 0);
-    assert_eq!(count(g3_register, &[unknown(1, 2), put(3, 4, 1, 1), get(5, 6, 1, 1)]), 0);
+    assert_eq!(registers(&[unknown(1, 2), put(3, 4, 1, 1), get(5, 6, 1, 1), get(7, 8, 2, 9)]), 0);
+    assert_eq!(registers(&[unknown(1, 2), put(3, 4, 1, 1), get(5, 6, 1, 1)]), 0);
     let again = [put(1, 20, 1, 9), unknown(2, 2), get(3, 4, 1, 4), get(5, 6, 2, 5), get(7, 8, 1, 9)];
-    assert_eq!(count(g3_register, &again), 0, "the value stamped again is another version");
-    assert_eq!(count(g3_register, &[put(1, 2, 1, 1), put(3, 4, 2, 2), get(5, 6, 1, 1)]), 1, "a stale read");
+    assert_eq!(registers(&again), 0, "the value stamped again is another version");
+    assert_eq!(registers(&[put(1, 2, 1, 1), put(3, 4, 2, 2), get(5, 6, 1, 1)]), 1, "a stale read");
     let there_and_back = [put(1, 2, 1, 1), unknown(3, 2), get(5, 6, 2, 2), get(7, 8, 1, 1)];
-    assert_eq!(count(g3_register, &there_and_back), 1, "a read went back");
-    assert_eq!(count(g3_register, &[get(1, 2, 1, 1), put(3, 4, 1, 1)]), 1, "read before it was written");
-    assert_eq!(count(g3_register, &[put(1, 2, 1, 1), nothing(3, Some(0))]), 1, "not found");
+    assert_eq!(registers(&there_and_back), 1, "a read went back");
+    assert_eq!(registers(&[get(1, 2, 1, 1), put(3, 4, 1, 1)]), 1, "read before it was written");
+    assert_eq!(registers(&[put(1, 2, 1, 1), nothing(3, Some(0))]), 1, "not found");
+    let both_written = [put(1, 2, 1, 1), put(3, 4, 2, 2), get(5, 6, 2, 2), get(7, 8, 1, 1)];
+    assert_eq!(registers(&both_written), 1, "two stretches overlap");
+    let the_other_way = [put(1, 2, 2, 1), unknown(3, 1), get(5, 6, 1, 2), get(7, 8, 2, 1)];
+    assert_eq!(registers(&the_other_way), 1, "a read went back, whatever the values' names");
+    let early = [put(1, 3, 1, 1), get(2, 10, 2, 2), unknown(5, 2), get(12, 13, 1, 1)];
+    assert_eq!(registers(&early), 1, "a version is not older than its write");
+    assert_eq!(registers(&[nothing(1, Some(0)), put(3, 4, 1, 1), get(5, 6, 1, 1)]), 0, "empty at first");
+    let told = |values, stamp| Op { outcome: Outcome::Read(values, Some(stamp)), ..get(5, 6, 2, 2) };
+    let puts = [put(1, 2, 1, 1), put(3, 4, 2, 2)];
+    assert_eq!(registers(&[&puts[..], &[told(vec![(2, 2)], 3)]].concat()), 1, "not the context's");
+    assert_eq!(registers(&[&puts[..], &[told(vec![(2, 2), (9, 2)], 2)]].concat()), 1, "two values");
     let weak = [put(1, 2, 1, 1), with_level(1, nothing(3, Some(0)))];
-    assert_eq!(count(g3_register, &weak), 0, "not promised");
+    assert_eq!(registers(&weak), 0, "not promised");
 }
 
 #[test]
@@ -178,6 +196,7 @@ fn g4_finds_what_vanishes() {
     assert_eq!(count(g4_nothing_vanishes, &[add(1, 1, &[]), add(3, 2, &[]), read(5, &[1, 2])]), 0);
     assert_eq!(count(g4_nothing_vanishes, &[add(1, 1, &[]), add(3, 2, &[]), read(5, &[2])]), 1, "lost");
     assert_eq!(count(g4_nothing_vanishes, &[add(1, 1, &[]), add(3, 2, &[1]), read(5, &[2])]), 0);
+    assert_eq!(count(g4_nothing_vanishes, &[add(1, 1, &[]), read(3, &[]), add(5, 2, &[1])]), 1, "too early");
 }
 
 #[test]
@@ -209,6 +228,8 @@ fn g8_finds_lies() {
     assert_eq!(g8_honest(&[get(3, 4, 1, 1)]).len(), 1, "from nowhere");
     assert_eq!(g8_honest(&[get(1, 2, 1, 1), put(3, 4, 1, 1)]).len(), 1, "before it was written");
     assert_eq!(g8_honest(&[Op { key: "other".into(), ..put(1, 2, 1, 1) }, get(3, 4, 1, 1)]).len(), 1);
+    let other_space = Arc::new(Space { name: "other".into(), ..(*space(Conflicts::Lww, 2, 2)).clone() });
+    assert_eq!(g8_honest(&[Op { space: other_space, ..put(1, 2, 1, 1) }, get(3, 4, 1, 1)]).len(), 1);
     assert_eq!(g8_honest(&[put(1, 2, 1, 1), get(3, 4, 1, 2)]).len(), 1, "a stamp that nobody gave");
     assert_eq!(g8_honest(&[add(1, 1, &[]), read(3, &[1, 1])]).len(), 1, "applied twice");
 }
@@ -235,9 +256,14 @@ fn g8_finds_requests_without_an_answer() {
         "another client's"
     );
     assert_eq!(
-        g8_deadlines(&[Op { began_ms: 9_000, ended_ms: 9_100, ..late }], &[span(0, None, 1, 2)], 1).len(),
+        g8_deadlines(&[Op { began_ms: 9_000, ended_ms: 9_100, ..late.clone() }], &[span(0, None, 1, 2)], 1)
+            .len(),
         1
     );
+    let too_late = [span(0, None, 300, 400)];
+    assert_eq!(g8_deadlines(std::slice::from_ref(&late), &too_late, 1).len(), 1, "its node was well then");
+    let probe = Op { client: 100, ..late.clone() };
+    assert_eq!(g8_deadlines(&[probe], &[span(0, None, 150, 300)], 1).len(), 1, "the calm has no excuses");
     let waiting = Op { outcome: Outcome::Waiting, ..get(100, Seq::MAX, 1, 1) };
     assert_eq!(g8_deadlines(&[waiting], &[], 1).len(), 1, "it never ended");
 }
@@ -257,6 +283,7 @@ fn f13_finds_stamps_that_go_back_on_any_key() {
     assert_eq!(wrong(&[put(1, 2, 1, 5), other(put(3, 4, 2, 6))]), 0);
     assert_eq!(wrong(&[put(1, 2, 1, 5), other(put(3, 4, 2, 5))]), 1, "issued twice");
     assert_eq!(wrong(&[put(1, 2, 1, 5), other(put(3, 4, 2, 4))]), 1);
+    assert_eq!(wrong(&[put(1, 2, 1, 9), put(3, 4, 2, 5), put(5, 6, 3, 7)]), 2, "the greatest counts");
     assert_eq!(wrong(&[put(1, 4, 1, 5), other(put(3, 6, 2, 4))]), 0, "they overlap");
     assert_eq!(wrong(&[put(1, 2, 1, 5), Op { node: 1, ..put(3, 4, 2, 4) }]), 0, "of two nodes");
     assert_eq!(f13_stamps_grow(&[put(1, 2, 1, 5), put(3, 4, 2, 4)], |_| false).len(), 0, "forwarded");
@@ -281,23 +308,43 @@ fn g7_finds_replicas_that_differ() {
     let partition = map.partitions.of(Position::of("default", b"k"));
     let homes = homes(&map, keyspace, partition);
     let key = schema::record_key(partition, keyspace.id, &Key::new(&b"k"[..], &b""[..]).expect("valid"));
-    let holding = |of: &dyn Fn(NodeId) -> Option<Result<String, String>>| -> Vec<(NodeId, Holding)> {
+    let held_by = |of: &dyn Fn(NodeId) -> Option<Result<String, String>>| -> Vec<(NodeId, Holding)> {
         let one =
             |id: u64| (NodeId(id), of(NodeId(id)).into_iter().map(|held| (key.clone(), held)).collect());
         (1..=4).map(one).collect()
     };
     let same = |id: NodeId| homes.contains(&id).then(|| Ok("a".to_owned()));
-    assert_eq!(g7_converges(&map, &holding(&same)).len(), 0);
+    assert_eq!(g7_converges(&map, &held_by(&same)).len(), 0);
     assert_eq!(
-        g7_converges(&map, &holding(&|id| if id == homes[1] { None } else { same(id) })).len(),
+        g7_converges(&map, &held_by(&|id| if id == homes[1] { None } else { same(id) })).len(),
         1,
         "one lacks it"
     );
     let other = |id| if id == homes[1] { Some(Ok("b".to_owned())) } else { same(id) };
-    assert_eq!(g7_converges(&map, &holding(&other)).len(), 1, "one has another");
+    assert_eq!(g7_converges(&map, &held_by(&other)).len(), 1, "one has another");
+    let all_bad = |id: NodeId| same(id).map(|_| Err("bits".to_owned()));
+    assert_eq!(g7_converges(&map, &held_by(&all_bad)).len(), 1, "all are damaged alike");
     let bad = |id| if id == homes[1] { Some(Err("bits".to_owned())) } else { same(id) };
-    assert_eq!(g7_converges(&map, &holding(&bad)).len(), 1, "one is damaged");
-    assert_eq!(g7_converges(&map, &holding(&|_| Some(Ok("a".to_owned())))).len(), 1, "one is no home");
+    assert_eq!(g7_converges(&map, &held_by(&bad)).len(), 1, "one is damaged");
+    assert_eq!(g7_converges(&map, &held_by(&|_| Some(Ok("a".to_owned())))).len(), 1, "one is no home");
+}
+
+#[test]
+fn g7_finds_what_is_no_record() {
+    let map = map();
+    let count = |key: &[u8]| {
+        let held = Holding::from([(key.to_vec(), Ok("a".to_owned()))]);
+        g7_converges(&map, &[(NodeId(1), held)]).len()
+    };
+    assert_eq!(count(&[schema::RECORD_TAG]), 1, "no key of a record");
+    let key = Key::new(&b"k"[..], &b""[..]).expect("valid");
+    let unknown = schema::record_key(PartitionId(0), KeyspaceId(99), &key);
+    assert_eq!(count(&unknown), 1, "of a keyspace that nobody knows");
+    let storage = MemoryStorage::new();
+    let mut batch = Batch::new();
+    batch.put(unknown.clone(), *b"no record");
+    storage.write(&batch).expect("written");
+    assert!(matches!(holding(&storage).get(&unknown), Some(Err(_))), "damaged bytes are no record");
 }
 
 #[test]
@@ -315,6 +362,8 @@ fn f23_finds_maps_that_differ_and_keyspaces_that_are_gone() {
     assert_eq!(f23_one_map(&maps(&next, &fork), &[]).len(), 1, "two of one version");
     assert_eq!(f23_one_map(&maps(&first, &first), &[failed]).len(), 0);
     assert_eq!(f23_one_map(&maps(&first, &first), std::slice::from_ref(&made)).len(), 1, "it is gone");
+    let stricter = Creation { space: Space { w: 3, ..made.space.clone() }, ..made.clone() };
+    assert_eq!(f23_one_map(&maps(&next, &next), &[stricter]).len(), 1, "not as it was asked for");
     let other = Creation { made: Some(id + 1), ..made };
     assert_eq!(f23_one_map(&maps(&next, &next), &[other]).len(), 1, "made twice");
 }
