@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 // Layer 0: vocabulary.
+pub mod canary;
 pub mod machine;
 pub mod types;
 // Layer 1: what is stored, and where.

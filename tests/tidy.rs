@@ -12,7 +12,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Rooms and their layers. A room imports itself and rooms of a lower number.
-const LAYERS: [(&str, u8); 17] = [
+const LAYERS: [(&str, u8); 18] = [
+    ("canary", 0),
     ("machine", 0),
     ("types", 0),
     ("version", 1),

@@ -19,6 +19,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
 use super::env::{Clock, CommitMode};
+use crate::canary::{self, Canary};
 use crate::replica::apply::{self, Applied, Outcome};
 use crate::replica::mint::{self, Mint, MintError, Minted, Minter};
 use crate::replica::stored::LoadError;
@@ -147,7 +148,7 @@ impl Committer {
 
     /// The group to wait for if what was just read under `key` is not yet durable.
     pub fn unsettled(&self, key: &[u8]) -> Option<u64> {
-        if self.shared.durability == Durability::Interval {
+        if self.shared.durability == Durability::Interval || canary::sings(Canary::UnsyncedRead) {
             return None;
         }
         let unsynced = lock(&self.shared.unsynced);
@@ -187,26 +188,44 @@ fn refuse(job: Job, cause: Cause) {
 /// A job that is written, with what acknowledges it.
 type Acknowledge = Box<dyn FnOnce(Result<(), Cause>) + Send>;
 
+/// Jobs that are written and wait for their sync.
+struct Group {
+    number: u64,
+    acknowledge: Vec<Acknowledge>,
+    wrote: bool,
+}
+
 impl Shared {
     fn run_thread(&self, mut jobs: mpsc::Receiver<Job>) {
         let mut group = Vec::new();
         while jobs.blocking_recv_many(&mut group, COMMIT_GROUP) > 0 {
-            self.run_group(&mut group);
+            if let Some(written) = self.write_group(&mut group) {
+                self.sync_group(written);
+            }
         }
     }
 
     async fn run_task(&self, mut jobs: mpsc::Receiver<Job>) {
         let mut group = Vec::new();
         while jobs.recv_many(&mut group, COMMIT_GROUP).await > 0 {
-            self.run_group(&mut group);
+            let Some(mut written) = self.write_group(&mut group) else { continue };
+            if canary::sings(Canary::AckBeforeSync) {
+                written.acknowledge.drain(..).for_each(|done| done(Ok(())));
+            }
+            let wait = self.storage.sync_takes();
+            if written.wrote && !wait.is_zero() {
+                tokio::time::sleep(wait).await;
+            }
+            self.sync_group(written);
         }
     }
 
-    fn run_group(&self, jobs: &mut Vec<Job>) {
+    /// Carries out the jobs that wait together; none if the storage has failed before.
+    fn write_group(&self, jobs: &mut Vec<Job>) -> Option<Group> {
         if self.failed.load(Ordering::Acquire) {
             let cause = Cause::Storage("a sync has failed; the node must be restarted".into());
             jobs.drain(..).for_each(|job| refuse(job, cause.clone()));
-            return;
+            return None;
         }
         self.metrics.commit_groups.inc();
         self.metrics.commit_jobs.inc_by(u64::try_from(jobs.len()).unwrap_or(0));
@@ -219,6 +238,11 @@ impl Shared {
         for job in jobs.drain(..) {
             acknowledge.extend(self.run_job(job, &mut wrote));
         }
+        Some(Group { number, acknowledge, wrote })
+    }
+
+    /// Makes a group durable, and acknowledges it.
+    fn sync_group(&self, Group { number, acknowledge, wrote }: Group) {
         let result = if wrote && self.durability == Durability::Always {
             self.storage.sync().map_err(|error| Cause::InDoubt(error.to_string()))
         } else {

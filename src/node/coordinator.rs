@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use super::drive::{Driver, Place};
 use super::readings::KeyReading;
+use crate::canary::{self, Canary};
 use crate::quorum::{put, read};
 use crate::replica::mint::Mint;
 use crate::ring::layout::ClusterMap;
@@ -430,6 +431,7 @@ impl Coordinator {
                 },
                 Ok(Ok(Ok(answer::Kind::Refused(_)))) => {}
                 _ if is_read => lost = Some(*node),
+                _ if canary::sings(Canary::ForwardRetried) => {}
                 _ => return Ok(Sent::Lost(*node)),
             }
         }

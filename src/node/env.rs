@@ -64,10 +64,15 @@ impl ClusterClock {
         self.own.wall()
     }
 
-    /// Notes what another node's own wall clock says.
-    pub fn heard(&self, from: NodeId, wall: WallMs) {
+    /// Notes what another node's own wall clock says, and its monotonic one.
+    pub fn heard(&self, from: NodeId, wall: WallMs, up: Mono) {
         let at = self.own.mono();
-        self.others.lock().unwrap_or_else(PoisonError::into_inner).heard(from, wall, at);
+        self.others.lock().unwrap_or_else(PoisonError::into_inner).heard(from, wall, up, at);
+    }
+
+    /// Forgets what another node's clocks said.
+    pub fn forget(&self, from: NodeId) {
+        self.others.lock().unwrap_or_else(PoisonError::into_inner).forget(from);
     }
 
     /// How far the own clock is ahead of what is believed, in milliseconds; negative if it is behind.

@@ -14,6 +14,7 @@ use super::committer::Committer;
 use super::env::{Clock, ClusterClock, Env};
 use crate::ring::layout::ClusterMap;
 use crate::rpc::peer_link::{self, LinkError, PeerLink, Preamble};
+use crate::rpc::peer_service::PeerClocks;
 use crate::rpc::proto;
 use crate::telemetry::metrics::Metrics;
 use crate::types::ids::{ClusterId, DiskId, Incarnation, NodeId, Nonce};
@@ -100,6 +101,7 @@ impl Preamble for Links {
             operations: Vec::new(),
             wall_ms: self.clock.own_wall().0,
             believed_ms: self.clock.wall().0,
+            up_us: self.clock.mono().0,
         }
     }
 }
@@ -224,11 +226,18 @@ impl Links {
     }
 
     /// Notes what a peer says of its clocks: its last stamp, its wall clock, and what it believes of that.
-    pub fn heard(&self, from: NodeId, hlc: Stamp, wall: WallMs, believed: WallMs) {
-        self.clock.heard(from, wall);
+    pub fn heard(&self, from: NodeId, clocks: PeerClocks) {
+        let PeerClocks { hlc, wall, believed, up } = clocks;
+        self.clock.heard(from, wall, up);
         let told = Told { hlc, believed, at: self.clock.mono() };
         self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(from, told);
         self.observe_clock(&from.to_string(), hlc);
+    }
+
+    /// What a peer's clocks said before says nothing any more: its process may be a new one.
+    pub fn forget_clocks(&self, from: NodeId) {
+        self.clock.forget(from);
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).remove(&from);
     }
 
     /// Whether a peer would take a stamp of this millisecond, as far as it is known here: one that it refuses had

@@ -28,14 +28,13 @@ use crate::replica::fetch::{self, Fetched};
 use crate::replica::scan;
 use crate::ring::preflist::homes;
 use crate::rpc::convert;
-use crate::rpc::peer_service::{PeerHandler, Reply, Sender};
+use crate::rpc::peer_service::{PeerClocks, PeerHandler, Reply, Sender};
 use crate::rpc::proto::{self, answer, fetched, forwarded, operation, refusal::Reason};
 use crate::rpc::transport::BoxFuture;
 use crate::storage::{Batch, schema};
 use crate::types::error::Cause;
 use crate::types::ids::{DiskId, KeyspaceId, NodeId, PartitionId};
 use crate::types::key::{Key, Position};
-use crate::types::time::WallMs;
 use crate::version::codec;
 use crate::version::hlc::Stamp;
 use crate::version::record::Digest;
@@ -375,6 +374,8 @@ impl PeerHandler for Peers {
         let mut admitted = self.admitted.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = admitted.get_mut(&node).filter(|entry| entry.nonce == nonce)?;
         entry.streams += 1;
+        drop(admitted);
+        self.links.forget_clocks(node);
         Some(node)
     }
 
@@ -385,8 +386,8 @@ impl PeerHandler for Peers {
         }
     }
 
-    fn observe_clock(&self, from: NodeId, clock: Stamp, wall: WallMs, believed: WallMs) {
-        self.links.heard(from, clock, wall, believed);
+    fn observe_clock(&self, from: NodeId, clocks: PeerClocks) {
+        self.links.heard(from, clocks);
     }
 
     fn clock(&self) -> Stamp {

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::read::Readable;
+use crate::canary::{self, Canary};
 use crate::version::record::Record;
 
 /// A replica's answer to a get: its record, or not found.
@@ -36,6 +37,9 @@ impl Readable for Single {
     type Repair = Arc<Record>;
 
     fn merge(answers: &[&Single]) -> Option<Single> {
+        if canary::sings(Canary::NotFoundWins) && answers.iter().any(|answer| answer.is_none()) {
+            return Some(None);
+        }
         merge_records(answers.iter().filter_map(|a| a.as_ref()))
     }
 

@@ -20,6 +20,7 @@
 //! Source: the coordinator of Dynamo (DeCandia et al. 2007), and Riak's `put_fsm`; rule 4 is Quoral's.
 
 use super::tally::{Tally, Verdict};
+use crate::canary::{self, Canary};
 use crate::machine::Machine;
 use crate::types::error::{Applied, Cause, Failure};
 use crate::types::ids::{LayoutVersion, NodeId};
@@ -149,6 +150,7 @@ impl Put {
 
     fn failure(&self, cause: Cause, applied: Applied) -> Failure {
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let applied = if canary::sings(Canary::FailureSaidNo) { Applied::No } else { applied };
         Failure {
             cause,
             applied,
@@ -186,7 +188,9 @@ impl Put {
             self.finish(effects);
             return;
         }
-        effects.push(Effect::Arm(self.plan.deadline));
+        if !canary::sings(Canary::DeadlineIgnored) {
+            effects.push(Effect::Arm(self.plan.deadline));
+        }
         effects.push(Effect::Mint { round: 0, above: None });
     }
 

@@ -17,6 +17,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::canary::{self, Canary};
 use crate::machine::Machine;
 use crate::types::error::{Applied, Cause, Failure};
 use crate::types::ids::{LayoutVersion, NodeId};
@@ -203,6 +204,10 @@ impl<A: Readable> Read<A> {
             }
             match merged.missing(answer) {
                 None => drop(self.holders.insert(*node)),
+                Some(repair) if canary::sings(Canary::WriteBackOff) => {
+                    self.holders.insert(*node);
+                    effects.push(Effect::Repair(*node, self.generation, repair));
+                }
                 Some(repair) => {
                     self.differed = true;
                     self.repairing.insert(*node);
@@ -271,7 +276,9 @@ impl<A: Readable> Machine for Read<A> {
                 if self.plan.candidates.len() < usize::from(self.plan.r) {
                     return self.fail(Cause::Unavailable, effects);
                 }
-                effects.push(Effect::ArmDeadline(self.plan.deadline));
+                if !canary::sings(Canary::DeadlineIgnored) {
+                    effects.push(Effect::ArmDeadline(self.plan.deadline));
+                }
                 self.advance(effects);
                 if self.asked.len() < self.plan.candidates.len() {
                     effects.push(Effect::ArmHedge(now + self.plan.hedge_after));

@@ -7,6 +7,7 @@
 //!    since with it alone the copy would count in quorums without the versions that it held.
 
 use super::stored::{self, LoadError};
+use crate::canary::{self, Canary};
 use crate::storage::{Batch, Storage};
 use crate::version::codec;
 use crate::version::hlc::Stamp;
@@ -52,10 +53,17 @@ pub fn apply(
     if let (Record::Lww(mine), Record::Lww(theirs), true) = (&old.record, incoming, fresh)
         && mine.order() > theirs.order()
     {
+        if canary::sings(Canary::SupersededIgnored) {
+            return Ok(Applied { outcome: Outcome::Unchanged, healed });
+        }
         return Ok(Applied { outcome: Outcome::Superseded(mine.stamp), healed });
     }
     let changed = old.record.merge(incoming).map_err(|m| LoadError::Damaged(m.to_string()))?;
-    let outcome = if changed {
+    let outcome = if changed && canary::sings(Canary::TombstoneDropped) && old.record.payload_bytes() == 0 {
+        let mut batch = Batch::new();
+        batch.delete(key);
+        Outcome::Changed(batch)
+    } else if changed {
         Outcome::Changed(batch(key, old.line, &codec::encode_record(&old.record)))
     } else {
         Outcome::Unchanged

@@ -12,6 +12,7 @@
 use bytes::Bytes;
 
 use super::stored::{self, Line, LoadError};
+use crate::canary::{self, Canary};
 use crate::storage::schema;
 use crate::storage::{Batch, Storage};
 use crate::types::ids::{Birth, Incarnation, NodeId};
@@ -58,7 +59,9 @@ impl Minter {
 
     fn stamp(&mut self, now: WallMs, floor: Stamp, batch: &mut Batch) -> Result<Stamp, TooFarAhead> {
         let issued = self.clock.issue(now, floor)?;
-        if let Some(bound) = issued.new_bound {
+        if let Some(bound) = issued.new_bound
+            && !canary::sings(Canary::ClockBoundForgotten)
+        {
             put_number(batch, schema::META_CLOCK_BOUND, bound.0);
         }
         Ok(issued.stamp)
@@ -70,7 +73,8 @@ impl Minter {
         loop {
             let birth = self.birth(batch);
             let actor = Actor { node: self.node, incarnation: self.incarnation, birth };
-            if known.top(&actor) == 0 && seen.top(&actor) == 0 {
+            let is_unknown = known.top(&actor) == 0 && seen.top(&actor) == 0;
+            if is_unknown || canary::sings(Canary::DotTwice) {
                 return birth;
             }
         }
@@ -88,7 +92,9 @@ impl Minter {
     fn birth(&mut self, batch: &mut Batch) -> Birth {
         if self.next_birth > self.birth_lease {
             self.birth_lease += BIRTH_LEASE;
-            put_number(batch, schema::META_BIRTH_LEASE, self.birth_lease);
+            if !canary::sings(Canary::DotTwice) {
+                put_number(batch, schema::META_BIRTH_LEASE, self.birth_lease);
+            }
         }
         let birth = Birth(self.next_birth);
         self.next_birth += 1;
@@ -225,7 +231,7 @@ fn mint_sibling(
     write: &Mint,
     old: Option<stored::Stored>,
 ) -> Result<Minted, MintError> {
-    if minter.is_forged(&write.seen) {
+    if minter.is_forged(&write.seen) && !canary::sings(Canary::DotTwice) {
         return Err(MintError::Forged);
     }
     let mut batch = Batch::new();
@@ -271,7 +277,8 @@ fn next_line(
 ) -> Line {
     let own = marked.filter(|line| {
         let actor = Actor { node: minter.node, incarnation: line.incarnation, birth: line.birth };
-        line.incarnation == minter.incarnation
+        !canary::sings(Canary::DotTwice)
+            && line.incarnation == minter.incarnation
             && known.top(&actor) <= line.counter
             && seen.top(&actor) <= line.counter
     });

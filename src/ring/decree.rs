@@ -27,6 +27,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::canary::{self, Canary};
 use crate::machine::Machine;
 use crate::types::error::Applied;
 use crate::types::ids::{MapVersion, NodeId};
@@ -288,6 +289,9 @@ impl Proposer {
     }
 
     fn majority(&self) -> usize {
+        if canary::sings(Canary::VotesIgnored) {
+            return 1;
+        }
         self.voters.len() / 2 + 1
     }
 

@@ -17,7 +17,7 @@ use super::proto::{self, answer, peer_server::Peer};
 use super::transport::BoxFuture;
 use crate::types::ids::{LayoutVersion, NodeId};
 use crate::types::limits::{ENVELOPE_BYTES, ENVELOPE_OPS, LINK_OPS};
-use crate::types::time::WallMs;
+use crate::types::time::{Mono, WallMs};
 use crate::version::hlc::Stamp;
 
 /// What a message of operations says of its sender.
@@ -37,8 +37,8 @@ pub trait PeerHandler: Send + Sync + 'static {
     fn accepts(&self, node: &str, nonce: &str) -> Option<NodeId>;
     /// The stream of `node`, started as `nonce`, has ended.
     fn gone(&self, node: NodeId, nonce: &str);
-    /// Follows a peer's hybrid clock, and notes what its wall clock says, and what it believes of it.
-    fn observe_clock(&self, from: NodeId, clock: Stamp, wall: WallMs, believed: WallMs);
+    /// Follows a peer's hybrid clock, and notes what it says of the others.
+    fn observe_clock(&self, from: NodeId, clocks: PeerClocks);
     /// The own clock.
     fn clock(&self) -> Stamp;
     /// Carries out one operation and answers through `reply`, now or later.
@@ -47,6 +47,30 @@ pub trait PeerHandler: Send + Sync + 'static {
     fn pull_map(&self, have_version: u64) -> Option<Vec<u8>>;
     /// One step of a decree.
     fn decree(&self, request: proto::DecreeRequest) -> BoxFuture<'_, Result<proto::DecreeResponse, Status>>;
+}
+
+/// What a peer says of its clocks.
+#[derive(Debug, Clone, Copy)]
+pub struct PeerClocks {
+    /// Its last stamp.
+    pub hlc: Stamp,
+    /// Its own wall clock.
+    pub wall: WallMs,
+    /// What it believes of it after hearing the others.
+    pub believed: WallMs,
+    /// Its monotonic clock.
+    pub up: Mono,
+}
+
+impl PeerClocks {
+    fn of(message: &proto::Operations) -> PeerClocks {
+        PeerClocks {
+            hlc: Stamp(message.clock),
+            wall: WallMs(message.wall_ms),
+            believed: WallMs(message.believed_ms),
+            up: Mono(message.up_us),
+        }
+    }
 }
 
 /// Answers one operation, once. Dropped unused, the operation stays unanswered until its link ends.
@@ -158,8 +182,7 @@ impl<H: PeerHandler> Peer for PeerService<H> {
                     sender = Some((id, message.nonce.clone()));
                 }
                 let Some((id, _)) = &sender else { break };
-                let (wall, believed) = (WallMs(message.wall_ms), WallMs(message.believed_ms));
-                node.observe_clock(*id, Stamp(message.clock), wall, believed);
+                node.observe_clock(*id, PeerClocks::of(&message));
                 let from = Sender { node: *id, layout_version: LayoutVersion(message.layout_version) };
                 for operation in message.operations {
                     let before = under_way.fetch_add(1, Ordering::Relaxed);

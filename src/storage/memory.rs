@@ -16,6 +16,7 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::{Batch, Storage, StorageError, Write, is_empty_range};
 
@@ -36,6 +37,7 @@ struct State {
     fail_next_sync: Option<StorageError>,
     fail_next_write: Option<StorageError>,
     failed: Option<StorageError>,
+    sync_takes: Duration,
 }
 
 /// An ordered map in memory that forgets at a crash what was not synced.
@@ -87,6 +89,11 @@ impl MemoryStorage {
     /// [`StorageError::Full`], unless it frees more than it takes. `None` lifts the limit.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.lock().capacity = bytes;
+    }
+
+    /// From now on a sync takes so long.
+    pub fn set_sync_takes(&self, time: Duration) {
+        self.lock().sync_takes = time;
     }
 
     /// Batches that a crash now could lose.
@@ -218,6 +225,10 @@ impl Storage for MemoryStorage {
 
     fn disk_bytes(&self) -> u64 {
         self.lock().bytes
+    }
+
+    fn sync_takes(&self) -> Duration {
+        self.lock().sync_takes
     }
 }
 

@@ -17,6 +17,7 @@ pub mod sled;
 mod stored;
 
 use std::ops::Bound;
+use std::time::Duration;
 
 /// What one batch does, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,6 +107,12 @@ pub trait Storage: Send + Sync {
 
     /// Bytes on disk (or in memory).
     fn disk_bytes(&self) -> u64;
+
+    /// How long a simulated device takes over the sync that is due: the simulator's commit task waits so long
+    /// before it. A real one takes its time in `sync`.
+    fn sync_takes(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// Whether no key can lie between the bounds. `BTreeMap` and `sled` panic at some such ranges.

@@ -6,12 +6,17 @@
 //! clocks are wrong, the median lies between two right ones.
 //!
 //! Others' clocks are kept as their distance from the own *monotonic* clock, so that a jump of the own wall
-//! clock is seen at once. A message that was long under way makes a peer look behind, never ahead: the greatest
-//! distance of the last seconds is the best (as in NTP's clock filter).
+//! clock is seen at once. It has two parts. How far a peer's monotonic clock is from the own one: a message that
+//! was long under way makes it look behind, never ahead, so the greatest distance of the last seconds is the best
+//! (as in NTP's clock filter). And how far the peer's wall clock is from its monotonic one, which no delay
+//! changes: the last word counts, so that a clock that jumped, or was set right, is seen with the next message.
+//! Were the wall clocks themselves filtered, a clock would seem wrong for seconds after it was set right, and two
+//! that were wrong one after the other would be a majority.
 //!
 //! Invariants:
 //! 1. With fewer than three clocks the own one is believed: of two nobody knows which is wrong.
 //! 2. A peer that has been silent for two windows counts no more.
+//! 3. Monotonic clocks begin anew with each process: whoever hears of a new connection calls [`Median::forget`].
 //!
 //! It sets no clock, and says nothing of expiry that the caller does not ask with.
 
@@ -23,12 +28,16 @@ use crate::types::time::{Mono, WallMs};
 /// How long the greatest distance of a peer's clock is kept, at least; at most twice that.
 const WINDOW_US: u64 = 5_000_000;
 
-/// Distances between a peer's wall clock and the own monotonic one, in milliseconds.
+/// What is known of a peer's clocks, in milliseconds.
 #[derive(Debug, Clone, Copy)]
 struct Heard {
     window: u64,
+    /// How far its monotonic clock is ahead of the own one: the greatest distance of this window.
     now: i64,
+    /// And of the window before.
     before: Option<i64>,
+    /// How far its wall clock is ahead of its monotonic one.
+    ahead: i64,
 }
 
 /// The clocks of the nodes that were heard of late.
@@ -42,23 +51,32 @@ fn ms(value: u64) -> i64 {
 }
 
 impl Median {
-    /// Notes what a peer's wall clock said in a message that came at `at`.
-    pub fn heard(&mut self, from: NodeId, wall: WallMs, at: Mono) {
-        let distance = ms(wall.0).saturating_sub(ms(at.0 / 1_000));
+    /// Notes what a peer's clocks said in a message that came at `at`.
+    pub fn heard(&mut self, from: NodeId, wall: WallMs, up: Mono, at: Mono) {
+        let distance = ms(up.0 / 1_000).saturating_sub(ms(at.0 / 1_000));
+        let ahead = ms(wall.0).saturating_sub(ms(up.0 / 1_000));
         let window = at.0 / WINDOW_US;
         let next = match self.heard.get(&from) {
-            Some(old) if old.window == window => Heard { now: old.now.max(distance), ..*old },
-            Some(old) if old.window + 1 == window => Heard { window, now: distance, before: Some(old.now) },
-            _ => Heard { window, now: distance, before: None },
+            Some(old) if old.window == window => Heard { now: old.now.max(distance), ahead, ..*old },
+            Some(old) if old.window + 1 == window => {
+                Heard { window, now: distance, before: Some(old.now), ahead }
+            }
+            _ => Heard { window, now: distance, before: None, ahead },
         };
         self.heard.insert(from, next);
+    }
+
+    /// Forgets what a peer said.
+    pub fn forget(&mut self, from: NodeId) {
+        self.heard.remove(&from);
     }
 
     /// The median of the own clock and those heard of late, with how many they are.
     fn median(&self, own: WallMs, at: Mono) -> (i64, usize) {
         let window = at.0 / WINDOW_US;
         let fresh = self.heard.values().filter(|heard| heard.window + 1 >= window);
-        let peers = fresh.map(|heard| heard.now.max(heard.before.unwrap_or(i64::MIN)));
+        let peers =
+            fresh.map(|heard| heard.now.max(heard.before.unwrap_or(i64::MIN)).saturating_add(heard.ahead));
         let mut clocks: Vec<i64> = peers.map(|distance| distance.saturating_add(ms(at.0 / 1_000))).collect();
         clocks.push(ms(own.0));
         clocks.sort_unstable();
@@ -94,7 +112,7 @@ mod tests {
 
     fn heard(clocks: &[(u64, WallMs)], when: Mono) -> Median {
         let mut median = Median::default();
-        clocks.iter().for_each(|(node, wall)| median.heard(NodeId(*node), *wall, when));
+        clocks.iter().for_each(|(node, wall)| median.heard(NodeId(*node), *wall, when, when));
         median
     }
 
@@ -130,16 +148,34 @@ mod tests {
     /// What was long under way makes a peer look behind; what came in time counts, until it is old.
     #[test]
     fn delays_are_filtered_and_steps_back_noticed() {
-        let mut median = heard(&[(2, wall(100)), (3, wall(100))], at(6));
+        let mut median = heard(&[(2, wall(100)), (3, wall(100))], at(16));
         for node in [2, 3] {
-            median.heard(NodeId(node), wall(92), at(7));
+            median.heard(NodeId(node), wall(92), at(8), at(17));
         }
+        assert_eq!(median.believe(wall(101), at(17), LIMIT), wall(101));
+        for node in [2, 3] {
+            median.heard(NodeId(node), wall(20), at(18), at(18));
+        }
+        assert_eq!(median.believe(wall(102), at(18), LIMIT), WallMs(wall(20).0 + LIMIT));
+    }
+
+    /// Two clocks that are wrong one after the other are never a majority.
+    #[test]
+    fn a_clock_that_was_set_right_is_right_with_the_next_message() {
+        let mut median = heard(&[(2, wall(900)), (3, wall(100))], at(6));
+        median.heard(NodeId(2), wall(101), at(7), at(7));
+        median.heard(NodeId(3), wall(900), at(7), at(7));
         assert_eq!(median.believe(wall(101), at(7), LIMIT), wall(101));
-        for second in 10..25 {
-            median.heard(NodeId(2), wall(second), at(second));
-            median.heard(NodeId(3), wall(second), at(second));
+    }
+
+    #[test]
+    fn a_new_process_counts_from_its_own_beginning() {
+        let mut median = heard(&[(2, wall(100)), (3, wall(100))], at(7));
+        for node in [2, 3] {
+            median.forget(NodeId(node));
+            median.heard(NodeId(node), wall(101), at(0), at(8));
         }
-        assert_eq!(median.believe(wall(118), at(24), LIMIT), WallMs(wall(24).0 + LIMIT));
+        assert_eq!(median.believe(wall(900), at(8), LIMIT), WallMs(wall(101).0 + LIMIT));
     }
 
     proptest! {
@@ -154,7 +190,7 @@ mod tests {
             let mut median = Median::default();
             let all = wrong.iter().copied().chain(right.iter().map(|r| true_now + r));
             for (node, wall) in all.enumerate() {
-                median.heard(NodeId(node as u64 + 2), WallMs(wall), at(7));
+                median.heard(NodeId(node as u64 + 2), WallMs(wall), at(3), at(7));
             }
             // The own clock may be wrong too: then two wrong ones beside at least three right ones.
             prop_assume!(wrong.len() + 1 < right.len() || (own >= true_now && own < true_now + 200));

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::dvv::{Context, Dot};
 use super::hlc::Stamp;
+use crate::canary::{self, Canary};
 use crate::types::ids::NodeId;
 use crate::types::policy::Conflicts;
 use crate::types::time::WallMs;
@@ -239,7 +240,7 @@ impl Record {
 /// Pasts that cover each other in a circle leave nothing: no writes make such, forged contexts do. Then the newest
 /// version of both sides stays (invariant 3), the same one on every replica.
 fn merge_siblings(mine: &mut Vec<Sibling>, theirs: &[Sibling]) -> bool {
-    let missing: Vec<&Sibling> =
+    let mut missing: Vec<&Sibling> =
         theirs.iter().filter(|t| !mine.iter().any(|m| m.dot == t.dot || m.past.covers(&t.dot))).collect();
     let stays = |m: &Sibling| !theirs.iter().any(|t| t.past.covers(&m.dot));
     if missing.is_empty() && !mine.iter().any(stays) {
@@ -251,6 +252,9 @@ fn merge_siblings(mine: &mut Vec<Sibling>, theirs: &[Sibling]) -> bool {
     }
     let before = mine.len();
     mine.retain(stays);
+    if canary::sings(Canary::SiblingForgotten) && !mine.is_empty() {
+        missing.pop();
+    }
     let changed = mine.len() != before || !missing.is_empty();
     mine.extend(missing.into_iter().cloned());
     mine.sort_by_key(|s| s.dot);

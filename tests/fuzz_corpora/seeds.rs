@@ -247,6 +247,7 @@ fn operations() -> proto::Operations {
         layout_version: 1,
         operations: kinds.into_iter().map(operation).collect(),
         wall_ms: 1_700_000_000_000,
+        up_us: 9_000_000,
         believed_ms: 1_700_000_000_000,
     }
 }

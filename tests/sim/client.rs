@@ -10,27 +10,21 @@ use std::time::Duration;
 use bytes::Bytes;
 use quoral::cli::output::{CliError, Op as CallKind};
 use quoral::rpc::peer_link;
+use quoral::rpc::proto::cluster_client::ClusterClient;
 use quoral::rpc::proto::kv_client::KvClient;
-use quoral::rpc::proto::{self, get_request, put_request};
+use quoral::rpc::proto::{self, delete_request, get_request, put_request, scan_request};
 use quoral::types::error::Applied;
 use quoral::types::key::Position;
-use quoral::types::policy::Conflicts;
 use quoral::version::codec;
 use tonic::Status;
 use tonic::transport::Channel;
 
 use crate::clock::now_ms;
-use crate::cluster::CARTS;
-use crate::history::{Action, Op, Outcome, Recorder, Value};
+use crate::history::{Action, Creation, Op, Outcome, Recorder, Space, Value};
 use crate::net::SimNetwork;
 
-/// The name of the keyspace with this policy.
-pub fn keyspace(conflicts: Conflicts) -> &'static str {
-    match conflicts {
-        Conflicts::Lww => "default",
-        Conflicts::Siblings => CARTS,
-    }
-}
+/// How long a client waits for a keyspace to be made.
+const CREATION: Duration = Duration::from_secs(3);
 
 /// A context, and the values that it has seen.
 #[derive(Debug, Clone, Default)]
@@ -44,17 +38,18 @@ pub struct Seen {
 pub struct Ask {
     /// The node to ask.
     pub node: usize,
-    /// The keyspace's policy.
-    pub conflicts: Conflicts,
+    /// The keyspace.
+    pub space: Arc<Space>,
     /// The key.
     pub key: String,
     /// The deadline.
     pub timeout_ms: u64,
     /// Answers or acknowledgements to wait for; the keyspace's own if not set.
-    pub level: Option<proto::Level>,
+    pub level: Option<u8>,
 }
 
 /// A client.
+#[derive(Clone)]
 pub struct Client {
     number: usize,
     channels: Vec<Channel>,
@@ -62,26 +57,29 @@ pub struct Client {
     /// How much longer than the deadline the client waits: the way there and back.
     patience: Duration,
     /// The last context of each key.
-    seen: BTreeMap<(Conflicts, String), Seen>,
+    seen: BTreeMap<(String, String), Seen>,
 }
 
 impl Client {
     /// A client of these nodes; connects when first used.
     pub fn new(number: usize, nodes: &[String], patience: Duration, recorder: Recorder) -> Client {
         let channel = |name: &String| {
-            peer_link::channel(Arc::new(SimNetwork), &format!("{name}:7400")).expect("a valid address")
+            peer_link::channel(Arc::new(SimNetwork::default()), &format!("{name}:7400"))
+                .expect("a valid address")
         };
         let channels = nodes.iter().map(channel).collect();
         Client { number, channels, recorder, patience, seen: BTreeMap::new() }
     }
 
     fn begin(&self, ask: &Ask, action: Action, covers: BTreeSet<Value>) -> usize {
+        let own = if matches!(action, Action::Put(_) | Action::Delete) { ask.space.w } else { ask.space.r };
         self.recorder.begin(Op {
             client: self.number,
             node: ask.node,
-            conflicts: ask.conflicts,
-            key: ask.key.clone(),
+            space: ask.space.clone(),
+            key: if action == Action::Scan { String::new() } else { ask.key.clone() },
             action,
+            level: ask.level.unwrap_or(own),
             covers,
             timeout_ms: ask.timeout_ms,
             begin: 0,
@@ -95,13 +93,10 @@ impl Client {
     async fn call<T>(
         &self,
         ask: &Ask,
-        call: impl Future<Output = Result<tonic::Response<T>, Status>>,
+        call: impl Future<Output = Result<T, Status>>,
     ) -> Option<Result<T, Status>> {
         let deadline = Duration::from_millis(ask.timeout_ms) + self.patience;
-        match tokio::time::timeout(deadline, call).await {
-            Ok(answer) => Some(answer.map(tonic::Response::into_inner)),
-            Err(_) => None,
-        }
+        tokio::time::timeout(deadline, call).await.ok()
     }
 
     fn kv(&self, ask: &Ask) -> KvClient<Channel> {
@@ -119,11 +114,11 @@ impl Client {
         let seen = self.seen.get(&place(ask)).cloned().unwrap_or_default();
         let number = self.begin(ask, Action::Put(value), seen.values.clone());
         let request = proto::PutRequest {
-            keyspace: keyspace(ask.conflicts).into(),
+            keyspace: ask.space.name.clone(),
             key: Bytes::from(ask.key.clone()),
             value: value.to_string().into(),
             context: seen.context,
-            acks: ask.level.map(|level| put_request::Acks::WLevel(level.into())),
+            acks: ask.level.map(|level| put_request::Acks::W(level.into())),
             timeout_ms: ask.timeout_ms,
             ..Default::default()
         };
@@ -131,7 +126,8 @@ impl Client {
         let answer = self.call(ask, kv.put(request)).await;
         let mut values = seen.values;
         values.insert(value);
-        self.wrote(ask, number, values, answer.map(|a| a.map(|done| (done.context, done.stamp))))
+        let answer = answer.map(|a| a.map(|done| done.into_inner()).map(|done| (done.context, done.stamp)));
+        self.wrote(ask, number, values, answer)
     }
 
     /// Writes a tombstone, likewise.
@@ -139,15 +135,17 @@ impl Client {
         let seen = self.seen.get(&place(ask)).cloned().unwrap_or_default();
         let number = self.begin(ask, Action::Delete, seen.values.clone());
         let request = proto::DeleteRequest {
-            keyspace: keyspace(ask.conflicts).into(),
+            keyspace: ask.space.name.clone(),
             key: Bytes::from(ask.key.clone()),
             context: seen.context,
+            acks: ask.level.map(|level| delete_request::Acks::W(level.into())),
             timeout_ms: ask.timeout_ms,
             ..Default::default()
         };
         let mut kv = self.kv(ask);
         let answer = self.call(ask, kv.delete(request)).await;
-        self.wrote(ask, number, seen.values, answer.map(|a| a.map(|done| (done.context, done.stamp))))
+        let answer = answer.map(|a| a.map(|done| done.into_inner()).map(|done| (done.context, done.stamp)));
+        self.wrote(ask, number, seen.values, answer)
     }
 
     fn wrote(
@@ -180,36 +178,108 @@ impl Client {
     pub async fn get(&mut self, ask: &Ask) -> bool {
         let number = self.begin(ask, Action::Get, BTreeSet::new());
         let request = proto::GetRequest {
-            keyspace: keyspace(ask.conflicts).into(),
+            keyspace: ask.space.name.clone(),
             key: Bytes::from(ask.key.clone()),
-            answers: ask.level.map(|level| get_request::Answers::RLevel(level.into())),
+            answers: ask.level.map(|level| get_request::Answers::R(level.into())),
             timeout_ms: ask.timeout_ms,
             ..Default::default()
         };
         let mut kv = self.kv(ask);
         let outcome = match self.call(ask, kv.get(request)).await {
             None => Outcome::Late,
-            Some(Err(status)) => {
-                Outcome::Refused(CliError::from_status(&status, CallKind::Read).code.to_owned())
-            }
+            Some(Err(status)) => refused(&status),
             Some(Ok(found)) => {
-                let mut values: Vec<(Value, u64)> =
-                    found.siblings.iter().map(|sibling| (value_of(&sibling.value), sibling.stamp)).collect();
-                values.sort_unstable();
+                let found = found.into_inner();
+                let values = values_of(&found.siblings);
                 let stamp = stamp_of(ask, &found.context);
                 let seen = values.iter().map(|(value, _)| *value).collect();
                 self.seen.insert(place(ask), Seen { context: found.context, values: seen });
-                Outcome::Read(values, stamp)
+                Outcome::Read(values, Some(stamp))
             }
         };
         let read = matches!(outcome, Outcome::Read(..));
         self.recorder.end(number, now_ms(), outcome);
         read
     }
+
+    /// Reads the whole keyspace, and notes what it found of each of `keys`; whether it came to the end.
+    pub async fn scan(&mut self, ask: &Ask, keys: &[String]) -> bool {
+        let number = self.begin(ask, Action::Scan, BTreeSet::new());
+        let request = proto::ScanRequest {
+            keyspace: ask.space.name.clone(),
+            answers: ask.level.map(|level| scan_request::Answers::R(level.into())),
+            timeout_ms: ask.timeout_ms,
+            ..Default::default()
+        };
+        let mut kv = self.kv(ask);
+        let mut found: BTreeMap<String, (Vec<(Value, u64)>, u64)> = BTreeMap::new();
+        let outcome = match self.call(ask, kv.scan(request)).await {
+            None => Outcome::Late,
+            Some(Err(status)) => refused(&status),
+            Some(Ok(pages)) => {
+                let mut pages = pages.into_inner();
+                // The deadline is each page's.
+                loop {
+                    match self.call(ask, pages.message()).await {
+                        None => break Outcome::Late,
+                        Some(Err(status)) => break refused(&status),
+                        Some(Ok(None)) => break Outcome::Read(Vec::new(), None),
+                        Some(Ok(Some(page))) => found.extend(page.entries.iter().map(|entry| {
+                            let key = String::from_utf8_lossy(&entry.key).into_owned();
+                            let ask = Ask { key: key.clone(), ..ask.clone() };
+                            (key, (values_of(&entry.siblings), stamp_of(&ask, &entry.context)))
+                        })),
+                    }
+                }
+            }
+        };
+        let read = matches!(outcome, Outcome::Read(..));
+        self.recorder.end(number, now_ms(), outcome);
+        if read {
+            for key in keys {
+                let seen = match found.remove(key) {
+                    Some((values, stamp)) => Outcome::Read(values, Some(stamp)),
+                    None => Outcome::Read(Vec::new(), None),
+                };
+                self.recorder.seen(number, key, seen);
+            }
+        }
+        read
+    }
+
+    /// Asks for a keyspace.
+    pub async fn create(&self, node: usize, space: Space) {
+        let request = proto::CreateKeyspaceRequest {
+            name: space.name.clone(),
+            conflicts: space.conflicts.to_string(),
+            n: space.n.into(),
+            r: space.r.into(),
+            w: space.w.into(),
+            ..Default::default()
+        };
+        let mut cluster = ClusterClient::new(self.channels[node].clone());
+        let answer = tokio::time::timeout(CREATION, cluster.create_keyspace(request)).await;
+        let made = match answer {
+            Ok(Ok(response)) => response.into_inner().keyspace.map(|keyspace| keyspace.id),
+            _ => None,
+        };
+        self.recorder.created(Creation { at_ms: now_ms(), space, made });
+    }
 }
 
-fn place(ask: &Ask) -> (Conflicts, String) {
-    (ask.conflicts, ask.key.clone())
+fn refused(status: &Status) -> Outcome {
+    Outcome::Refused(CliError::from_status(status, CallKind::Read).code.to_owned())
+}
+
+fn place(ask: &Ask) -> (String, String) {
+    (ask.space.name.clone(), ask.key.clone())
+}
+
+fn values_of(siblings: &[proto::Sibling]) -> Vec<(Value, u64)> {
+    let mut values: Vec<(Value, u64)> =
+        siblings.iter().map(|sibling| (value_of(&sibling.value), sibling.stamp)).collect();
+    values.sort_unstable();
+    values
 }
 
 fn value_of(bytes: &[u8]) -> Value {
@@ -222,7 +292,7 @@ fn stamp_of(ask: &Ask, context: &[u8]) -> u64 {
     if context.is_empty() {
         return 0;
     }
-    let position = Position::of(keyspace(ask.conflicts), ask.key.as_bytes());
+    let position = Position::of(&ask.space.name, ask.key.as_bytes());
     let context = codec::decode_context(context, codec::key_tag(position, b""));
     context.expect("the node's own context").stamp.0
 }

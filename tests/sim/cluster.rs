@@ -4,6 +4,7 @@
 //! synced; the next life of the host finds the rest. Everything that is random on a host comes from the
 //! seed, the host's number and the number of the life.
 
+use std::collections::BTreeMap;
 use std::future::pending;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
+use quoral::canary::{self, Canary};
 use quoral::node::config::{
     BootstrapConfig, BootstrapNode, ClockConfig, Config, LimitsConfig, ListenConfig, LogConfig, NodeConfig,
     RuntimeConfig, StorageConfig,
@@ -24,15 +26,15 @@ use quoral::storage::Storage;
 use quoral::storage::memory::MemoryStorage;
 use quoral::types::ids::{DiskId, Incarnation, NodeId};
 use quoral::types::limits;
-use quoral::types::policy::{Conflicts, Durability};
+use quoral::types::policy::Durability;
 use turmoil::Sim;
 
+use crate::check::honest::Gauge;
 use crate::clock::{EPOCH_MS, Offset, SimClock};
-use crate::history::Recorder;
-use crate::net::SimNetwork;
+use crate::draw::default_space;
+use crate::history::{Recorder, Space};
+use crate::net::{Loss, SimNetwork};
 
-/// The keyspace with `siblings`, which is in the map from the start.
-pub const CARTS: &str = "carts";
 /// How long a simulation may go on before it counts as hung.
 const SIMULATION_MAX: Duration = Duration::from_secs(300);
 
@@ -45,6 +47,51 @@ pub struct Weather {
     pub latency_max: u64,
     /// Whether the hosts run in another order in each tick.
     pub random_order: bool,
+    /// How long each host runs before the next does, in milliseconds: the longer, the faster is the simulation.
+    pub tick_ms: u64,
+}
+
+/// What a cluster is made of.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// Decides everything.
+    pub seed: u64,
+    /// How far each node's wall clock is ahead at first; as many as there are nodes.
+    pub offsets: Vec<u64>,
+    /// Each node's zone.
+    pub zones: Vec<String>,
+    /// The keyspaces; the first is the one that every cluster begins with.
+    pub spaces: Vec<Arc<Space>>,
+    /// The network.
+    pub weather: Weather,
+    /// How long a sync takes when nothing is wrong.
+    pub sync_ms: u64,
+    /// Most requests under way at one node.
+    pub requests_limit: usize,
+    /// Most bytes of values that they write.
+    pub bytes_limit: usize,
+    /// A bug that is planted.
+    pub canary: Option<Canary>,
+}
+
+impl Setup {
+    /// As many nodes as there are offsets, with nothing out of the ordinary but the weather.
+    pub fn plain(seed: u64, offsets: &[u64], weather: Weather) -> Setup {
+        let mut siblings =
+            Space { conflicts: quoral::types::policy::Conflicts::Siblings, ..default_space(3) };
+        siblings.name = "carts".into();
+        Setup {
+            seed,
+            offsets: offsets.to_vec(),
+            zones: (0..offsets.len()).map(|node| format!("z{node}")).collect(),
+            spaces: vec![Arc::new(default_space(offsets.len())), Arc::new(siblings)],
+            weather,
+            sync_ms: 0,
+            requests_limit: limits::REQUESTS_IN_FLIGHT,
+            bytes_limit: limits::BYTES_IN_FLIGHT,
+            canary: None,
+        }
+    }
 }
 
 /// One host.
@@ -83,9 +130,21 @@ pub struct Cluster {
     pub recorder: Recorder,
     /// Every host that messages go to or come from.
     pub names: Vec<String>,
-    weather: Weather,
+    /// What it is made of.
+    pub setup: Setup,
+    /// How many of 100 datagrams are lost.
+    pub loss: Loss,
+    /// The cluster map that all nodes begin with.
+    pub first_map: ClusterMap,
     up: Vec<bool>,
+    gauges: BTreeMap<String, Gauge>,
     _turn: MutexGuard<'static, ()>,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        canary::plant(None);
+    }
 }
 
 /// One simulation at a time in a process, see [`take_turn`].
@@ -117,21 +176,22 @@ fn any(port: u16) -> SocketAddr {
     SocketAddr::from(([0, 0, 0, 0], port))
 }
 
-/// The configuration of node `index` of `count`.
-fn config(index: usize, count: usize) -> Config {
+/// The configuration of node `index`.
+fn config(index: usize, setup: &Setup) -> Config {
+    let count = setup.zones.len();
     let name = |index: usize| format!("n{}", index + 1);
     let node = |index: usize| BootstrapNode {
         id: NodeId(index as u64 + 1),
         name: name(index),
         address: format!("{}:7401", name(index)),
-        zone: name(index),
+        zone: setup.zones[index].clone(),
         weight: 1,
     };
     Config {
         node: NodeConfig {
             id: NodeId(index as u64 + 1),
             name: name(index),
-            zone: name(index),
+            zone: setup.zones[index].clone(),
             data_dir: PathBuf::new(),
             durability: Durability::Always,
         },
@@ -149,8 +209,8 @@ fn config(index: usize, count: usize) -> Config {
         },
         limits: LimitsConfig {
             value_bytes: limits::VALUE_BYTES_DEFAULT,
-            requests_in_flight: limits::REQUESTS_IN_FLIGHT,
-            bytes_in_flight: limits::BYTES_IN_FLIGHT,
+            requests_in_flight: setup.requests_limit,
+            bytes_in_flight: setup.bytes_limit,
         },
         clock: ClockConfig { max_skew_ms: 500 },
         storage: StorageConfig { cache_bytes: limits::CACHE_BYTES_DEFAULT },
@@ -159,20 +219,27 @@ fn config(index: usize, count: usize) -> Config {
     }
 }
 
-fn first_map(config: &Config) -> ClusterMap {
-    let map = bootstrap_map(config).expect("a valid list");
-    map.with_keyspace(NewKeyspace::with_defaults(CARTS, Conflicts::Siblings)).expect("a valid keyspace")
+fn first_map(config: &Config, spaces: &[Arc<Space>]) -> ClusterMap {
+    let mut map = bootstrap_map(config).expect("a valid list");
+    for space in &spaces[1..] {
+        let Space { name, conflicts, n, r, w } = (**space).clone();
+        let wanted =
+            NewKeyspace { name, conflicts, n: Some(n), r: Some(r), w: Some(w), sloppy: false, ttl_ms: None };
+        map = map.with_keyspace(wanted).expect("a valid keyspace");
+    }
+    map
 }
 
 /// One life of a host. Ends like the process would: with an error if the node can't start, never while it is
 /// well; a node whose disk failed stays silent until the scenario crashes it.
-async fn live(host: Arc<Host>, config: Config, seed: u64) -> turmoil::Result {
+async fn live(host: Arc<Host>, config: Config, map: ClusterMap, loss: Loss, seed: u64) -> turmoil::Result {
     let life = host.lives.fetch_add(1, Ordering::Relaxed) + 1;
     let clock = Arc::new(SimClock::new(host.offset.clone()));
-    let env = Env::new(clock, Arc::new(SimNetwork), CommitMode::Inline, mix(seed, host.id.0, life));
+    let network = Arc::new(SimNetwork::new(loss, mix(seed, host.id.0, life + 1_000_000)));
+    let env = Env::new(clock, network, CommitMode::Inline, mix(seed, host.id.0, life));
     let disk = Disk { id: DiskId(mix(seed, host.id.0, 0)), incarnation: Incarnation(1), starts: life };
     let storage: Arc<dyn Storage> = host.storage.clone();
-    let map = starting_map(&*storage, first_map(&config))?;
+    let map = starting_map(&*storage, map)?;
     let node = Node::start(env, &config, storage, disk, map).await?;
     *host.service.lock().expect("no panic while it is held") = Arc::downgrade(node.service());
     match node.admitted().await {
@@ -194,15 +261,17 @@ async fn live(host: Arc<Host>, config: Config, seed: u64) -> turmoil::Result {
 }
 
 impl Cluster {
-    /// Starts `count` nodes, all at once, with wall clocks ahead by `offsets`.
-    pub fn new(seed: u64, offsets: &[u64], weather: Weather) -> Cluster {
+    /// Starts all nodes at once.
+    pub fn new(setup: Setup) -> Cluster {
         let turn = take_turn();
+        assert!(canary::plant(setup.canary), "this build has no canaries: see docs/testing.md");
+        let Setup { seed, weather, .. } = setup;
         let mut builder = turmoil::Builder::new();
         builder
             .rng_seed(mix(seed, 1, 1))
             .epoch(SystemTime::UNIX_EPOCH + Duration::from_millis(EPOCH_MS))
             .simulation_duration(SIMULATION_MAX)
-            .tick_duration(Duration::from_millis(1))
+            .tick_duration(Duration::from_millis(weather.tick_ms))
             .min_message_latency(Duration::from_millis(weather.latency_min))
             .max_message_latency(Duration::from_millis(weather.latency_max))
             .tcp_capacity(4_096)
@@ -211,9 +280,10 @@ impl Cluster {
             builder.enable_random_order();
         }
         let mut sim = builder.build();
-        let mut hosts = Vec::new();
-        for (index, offset) in offsets.iter().enumerate() {
-            let config = config(index, offsets.len());
+        let (mut hosts, loss) = (Vec::new(), Loss::default());
+        let first_map = first_map(&config(0, &setup), &setup.spaces);
+        for (index, offset) in setup.offsets.iter().enumerate() {
+            let config = config(index, &setup);
             let host = Arc::new(Host {
                 name: config.node.name.clone(),
                 id: config.node.id,
@@ -223,13 +293,22 @@ impl Cluster {
                 ready: AtomicBool::new(false),
                 service: Mutex::new(Weak::new()),
             });
-            let software = host.clone();
-            sim.host(host.name.clone(), move || live(software.clone(), config.clone(), seed));
+            host.storage.set_sync_takes(Duration::from_millis(setup.sync_ms));
+            let (software, map, loss) = (host.clone(), first_map.clone(), loss.clone());
+            sim.host(host.name.clone(), move || {
+                live(software.clone(), config.clone(), map.clone(), loss.clone(), seed)
+            });
             hosts.push(host);
         }
         let names = hosts.iter().map(|host| host.name.clone()).collect();
         let up = vec![true; hosts.len()];
-        Cluster { sim, hosts, recorder: Recorder::default(), names, weather, up, _turn: turn }
+        let (recorder, gauges) = (Recorder::default(), BTreeMap::new());
+        Cluster { sim, hosts, recorder, names, setup, loss, first_map, up, gauges, _turn: turn }
+    }
+
+    /// The names of the nodes' hosts.
+    pub fn node_names(&self) -> Vec<String> {
+        self.hosts.iter().map(|host| host.name.clone()).collect()
     }
 
     /// Simulated milliseconds so far.
@@ -237,7 +316,7 @@ impl Cluster {
         u64::try_from(self.sim.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// One more millisecond; whether all clients are done.
+    /// One more tick; whether all clients are done.
     pub fn step(&mut self) -> bool {
         match self.sim.step() {
             Ok(done) => done,
@@ -308,6 +387,14 @@ impl Cluster {
         }
     }
 
+    /// Cuts the links of a host to the other nodes.
+    pub fn cut_off(&self, host: usize) {
+        let name = &self.hosts[host].name;
+        for other in self.hosts.iter().filter(|other| other.name != *name) {
+            self.sim.partition(name.as_str(), other.name.as_str());
+        }
+    }
+
     /// Repairs all links of a host, and delivers what was held.
     pub fn rejoin(&mut self, host: usize) {
         let name = &self.hosts[host].name;
@@ -318,8 +405,8 @@ impl Cluster {
 
     /// Makes a link as fast as all are at first.
     pub fn usual_latency(&self, a: &str, b: &str) {
-        self.sim.set_link_latency(a, b, Duration::from_millis(self.weather.latency_min));
-        self.sim.set_link_max_message_latency(a, b, Duration::from_millis(self.weather.latency_max));
+        self.sim.set_link_latency(a, b, Duration::from_millis(self.setup.weather.latency_min));
+        self.sim.set_link_max_message_latency(a, b, Duration::from_millis(self.setup.weather.latency_max));
     }
 
     /// Repairs everything and starts every host.
@@ -330,33 +417,82 @@ impl Cluster {
                 self.usual_latency(name, other);
             }
         }
+        self.loss.store(0, Ordering::Relaxed);
         for host in 0..self.hosts.len() {
+            self.mend(host);
             self.bounce(host);
         }
         self.recorder.note(self.now_ms(), "heal");
     }
 
-    /// F28: what counts as under way once nothing is. Empty if all is well.
-    pub fn leaks(&self) -> Vec<String> {
-        let mut leaks = Vec::new();
+    /// Mends a host's disk and clock.
+    pub fn mend(&self, host: usize) {
+        let Host { storage, offset, .. } = &*self.hosts[host];
+        storage.set_sync_takes(Duration::from_millis(self.setup.sync_ms));
+        storage.set_capacity(None);
+        offset.store(self.setup.offsets[host], Ordering::Relaxed);
+    }
+
+    /// What the nodes that serve count now, of what is limited.
+    fn counts(&self) -> Vec<(String, usize, usize)> {
+        let mut counts = Vec::new();
         for host in &self.hosts {
-            let Some(service) = host.service() else {
-                leaks.push(format!("{} does not serve", host.name));
-                continue;
-            };
+            let Some(service) = host.service() else { continue };
             let coordinator = &service.coordinator;
             let under_way = coordinator.under_way.load(Ordering::Relaxed);
-            if under_way != 0 {
-                leaks.push(format!("{}: {under_way} requests under way", host.name));
-            }
+            counts.push((format!("{}: requests", host.name), under_way, coordinator.requests_limit));
+            let bytes = coordinator.bytes_under_way.load(Ordering::Relaxed);
+            counts.push((format!("{}: bytes of requests", host.name), bytes, coordinator.bytes_limit));
+            let unsynced = usize::from(coordinator.driver.committer.unsettled_any().is_some());
+            counts.push((format!("{}: groups that wait for a sync", host.name), unsynced, 1));
             for other in self.hosts.iter().filter(|other| other.id != host.id) {
-                match coordinator.driver.links.up(other.id).map(|link| link.in_flight()) {
-                    Some(0) => {}
-                    Some(n) => leaks.push(format!("{} to {}: {n} in flight", host.name, other.name)),
-                    None => leaks.push(format!("{} to {}: the link is down", host.name, other.name)),
-                }
+                let Some(link) = coordinator.driver.links.up(other.id) else { continue };
+                let name = format!("{} to {}", host.name, other.name);
+                counts.push((format!("{name}: operations"), link.in_flight(), limits::LINK_OPS));
+                counts.push((format!("{name}: bytes"), link.bytes_in_flight(), limits::LINK_BYTES));
             }
         }
-        leaks
+        counts
+    }
+
+    /// Looks at all gauges.
+    pub fn sample(&mut self) {
+        for (name, count, limit) in self.counts() {
+            let gauge = self.gauges.entry(name.clone()).or_insert(Gauge { name, most: 0, limit, left: 0 });
+            gauge.most = gauge.most.max(count);
+        }
+    }
+
+    /// All gauges, with what is left now; to be asked when nothing is under way.
+    pub fn gauges(&mut self) -> Vec<Gauge> {
+        self.sample();
+        for (name, count, _) in self.counts() {
+            if let Some(gauge) = self.gauges.get_mut(&name) {
+                gauge.left = count;
+            }
+        }
+        self.gauges.values().cloned().collect()
+    }
+
+    /// Nodes that don't serve, and links that are down.
+    pub fn missing(&self) -> Vec<String> {
+        let mut missing = Vec::new();
+        for host in &self.hosts {
+            let Some(service) = host.service() else {
+                missing.push(format!("{} does not serve", host.name));
+                continue;
+            };
+            let down = self.hosts.iter().filter(|other| {
+                other.id != host.id && service.coordinator.driver.links.up(other.id).is_none()
+            });
+            missing.extend(down.map(|other| format!("{} to {}: the link is down", host.name, other.name)));
+        }
+        missing
+    }
+
+    /// Each node's cluster map.
+    pub fn maps(&self) -> Vec<(NodeId, ClusterMap)> {
+        let map = |host: &Arc<Host>| Some((host.id, (*host.service()?.maps.current()).clone()));
+        self.hosts.iter().filter_map(map).collect()
     }
 }

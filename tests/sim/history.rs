@@ -2,6 +2,8 @@
 //!
 //! That order is a real-time order: the simulation runs one host at a time, so an operation that began
 //! behind another's end could have been told of it.
+//!
+//! A finished scan stands here as one `Scan` for itself, and one `Seen` for each key that it could have found.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -15,6 +17,27 @@ pub type Seq = u64;
 /// The name of a written value; unique. Zero is never written.
 pub type Value = u64;
 
+/// A keyspace as a scenario drew it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Space {
+    /// Its name.
+    pub name: String,
+    /// Its policy.
+    pub conflicts: Conflicts,
+    /// Replicas of each key.
+    pub n: u8,
+    /// Answers of a get that names none.
+    pub r: u8,
+    /// Acknowledgements of a write that names none.
+    pub w: u8,
+}
+
+impl fmt::Display for Space {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} n={} r={} w={}", self.name, self.conflicts, self.n, self.r, self.w)
+    }
+}
+
 /// What an operation does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
@@ -24,6 +47,10 @@ pub enum Action {
     Delete,
     /// Reads.
     Get,
+    /// Reads the whole keyspace.
+    Scan,
+    /// What a scan found of this key.
+    Seen,
 }
 
 /// What the client was told.
@@ -33,8 +60,9 @@ pub enum Outcome {
     Waiting,
     /// The write is acknowledged under this stamp.
     Wrote(u64),
-    /// The read found these values, each with its stamp; and the context's stamp, 0 if there is no context.
-    Read(Vec<(Value, u64)>, u64),
+    /// The read found these values, each with its stamp; and the context's stamp, 0 if there is no context. A
+    /// scan says nothing of a key that it does not find, so then there is no stamp.
+    Read(Vec<(Value, u64)>, Option<u64>),
     /// It surely changed nothing.
     Refused(String),
     /// It may have changed something.
@@ -50,12 +78,14 @@ pub struct Op {
     pub client: usize,
     /// The node that was asked.
     pub node: usize,
-    /// The keyspace's policy.
-    pub conflicts: Conflicts,
-    /// The key.
+    /// The keyspace.
+    pub space: Arc<Space>,
+    /// The key; empty for a scan.
     pub key: String,
     /// What it does.
     pub action: Action,
+    /// The answers or acknowledgements that it waits for.
+    pub level: u8,
     /// A write: the values that its context had seen.
     pub covers: BTreeSet<Value>,
     /// How long the node had for it.
@@ -73,36 +103,91 @@ pub struct Op {
 }
 
 impl Op {
-    /// Whether it is a write that changed something, or may have.
-    pub fn may_have_written(&self) -> bool {
-        !matches!(self.action, Action::Get) && !matches!(self.outcome, Outcome::Refused(_))
+    /// Whether it reads.
+    pub fn is_read(&self) -> bool {
+        !matches!(self.action, Action::Put(_) | Action::Delete)
     }
 
-    /// From when on a write is surely there: its end, if it was acknowledged.
-    pub fn acked_at(&self) -> Option<Seq> {
-        matches!(self.outcome, Outcome::Wrote(_)).then_some(self.end)
+    /// Whether it is a write that changed something, or may have.
+    pub fn may_have_written(&self) -> bool {
+        !self.is_read() && !matches!(self.outcome, Outcome::Refused(_))
+    }
+
+    /// Whether it is an acknowledged write.
+    pub fn is_acked(&self) -> bool {
+        matches!(self.outcome, Outcome::Wrote(_))
+    }
+
+    /// What it read; none if it read nothing, or is no read.
+    pub fn values(&self) -> &[(Value, u64)] {
+        match &self.outcome {
+            Outcome::Read(values, _) => values,
+            _ => &[],
+        }
+    }
+
+    /// Whether it read without failing.
+    pub fn has_read(&self) -> bool {
+        matches!(self.outcome, Outcome::Read(..))
+    }
+
+    /// Whether it read this value.
+    pub fn found(&self, value: Value) -> bool {
+        // They are sorted.
+        self.values().binary_search_by_key(&value, |(read, _)| *read).is_ok()
+    }
+
+    /// The stamp that it was told.
+    pub fn stamp(&self) -> Option<u64> {
+        match &self.outcome {
+            Outcome::Wrote(stamp) => Some(*stamp),
+            Outcome::Read(_, stamp) => *stamp,
+            _ => None,
+        }
+    }
+
+    /// Whether it was over before another began.
+    pub fn is_before(&self, other: &Op) -> bool {
+        self.end < other.begin
     }
 }
 
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Op { client, node, key, action, outcome, began_ms, ended_ms, begin, end, .. } = self;
-        write!(f, "{began_ms}-{ended_ms} ms ({begin}-{end}) c{} at n{} {key} ", client + 1, node + 1)?;
-        write!(f, "{action:?} -> {outcome:?}")?;
+        let Op { client, node, space, key, action, level, outcome, began_ms, ended_ms, .. } = self;
+        let (client, node, letter) = (client + 1, node + 1, if self.is_read() { 'r' } else { 'w' });
+        match self.end {
+            Seq::MAX => write!(f, "{began_ms} ms on")?,
+            _ => write!(f, "{began_ms}-{ended_ms} ms")?,
+        }
+        write!(f, " c{client} at n{node} {}/{key} {action:?} {letter}={level}", space.name)?;
         if !self.covers.is_empty() {
             write!(f, " over {:?}", self.covers)?;
         }
-        Ok(())
+        write!(f, " -> {outcome:?}")
     }
+}
+
+/// A keyspace that a client asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Creation {
+    /// When, in simulated time.
+    pub at_ms: u64,
+    /// What it should be.
+    pub space: Space,
+    /// The id, if it was made.
+    pub made: Option<u32>,
 }
 
 /// All operations, and a line for each event.
 #[derive(Default)]
 pub struct History {
-    /// In the order of their beginnings.
-    pub ops: Vec<Op>,
+    ops: Vec<Op>,
+    creations: Vec<Creation>,
     /// One line for each event.
-    pub trace: Vec<String>,
+    trace: Vec<String>,
+    /// What the scenario did, and when.
+    notes: Vec<(u64, String)>,
     seq: Seq,
     next_value: Value,
 }
@@ -128,8 +213,8 @@ impl Recorder {
         let mut history = self.lock();
         history.seq += 1;
         op.begin = history.seq;
-        let Op { client, node, key, action, began_ms, .. } = &op;
-        let line = format!("{began_ms} c{} n{} {key} {action:?}", client + 1, node + 1);
+        let Op { client, node, space, key, action, began_ms, .. } = &op;
+        let line = format!("{began_ms} c{} n{} {}/{key} {action:?}", client + 1, node + 1, space.name);
         history.trace.push(line);
         history.ops.push(op);
         history.ops.len() - 1
@@ -146,14 +231,43 @@ impl Recorder {
         history.trace.push(line);
     }
 
-    /// Notes what the scenario did.
-    pub fn note(&self, now_ms: u64, text: &str) {
-        self.lock().trace.push(format!("{now_ms} {text}"));
+    /// Notes what a finished scan found of one key.
+    pub fn seen(&self, scan: usize, key: &str, outcome: Outcome) {
+        let mut history = self.lock();
+        let op = Op { key: key.into(), action: Action::Seen, outcome, ..history.ops[scan].clone() };
+        history.trace.push(format!("{} {op}", op.ended_ms));
+        history.ops.push(op);
     }
 
-    /// All operations so far.
+    /// Notes the end of the creation of a keyspace.
+    pub fn created(&self, creation: Creation) {
+        let mut history = self.lock();
+        history.trace.push(format!("{} {:?}", creation.at_ms, creation));
+        history.creations.push(creation);
+    }
+
+    /// Notes what the scenario did.
+    pub fn note(&self, now_ms: u64, text: &str) {
+        let mut history = self.lock();
+        history.trace.push(format!("{now_ms} {text}"));
+        history.notes.push((now_ms, text.to_owned()));
+    }
+
+    /// All operations so far, in the order of their beginnings.
     pub fn ops(&self) -> Vec<Op> {
-        self.lock().ops.clone()
+        let mut ops = self.lock().ops.clone();
+        ops.sort_by_key(|op| op.begin);
+        ops
+    }
+
+    /// All keyspaces that clients asked for.
+    pub fn creations(&self) -> Vec<Creation> {
+        self.lock().creations.clone()
+    }
+
+    /// What the scenario did so far.
+    pub fn notes(&self) -> Vec<(u64, String)> {
+        self.lock().notes.clone()
     }
 
     /// All events so far.

@@ -3,28 +3,27 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use quoral::types::policy::Conflicts;
-
 use crate::check::check;
+use crate::check::honest::g9_bounded;
 use crate::client::{Ask, Client};
-use crate::cluster::{Cluster, Weather};
+use crate::cluster::{Cluster, Setup, Weather};
 use crate::history::{Outcome, digest};
 use crate::nemesis::{Deed, NetFault, Plan};
 use crate::swarm::{RECOVERY_MS, recover};
 
 /// Three hosts; a client puts and gets through a partition and its repair.
 fn through_a_partition(seed: u64) -> Vec<String> {
-    let weather = Weather { latency_min: 1, latency_max: 20, random_order: false };
-    let mut cluster = Cluster::new(seed, &[0, 150, 50], weather);
+    let weather = Weather { latency_min: 1, latency_max: 20, random_order: false, tick_ms: 1 };
+    let mut cluster = Cluster::new(Setup::plain(seed, &[0, 150, 50], weather));
     cluster.until_ready(10_000);
-    let names: Vec<String> = cluster.hosts.iter().map(|host| host.name.clone()).collect();
+    let (names, spaces) = (cluster.node_names(), cluster.setup.spaces.clone());
     let patience = Duration::from_millis(200);
     let recorder = cluster.recorder.clone();
     cluster.client("client", async move {
         let mut client = Client::new(0, &names, patience, recorder);
         for turn in 0..60_usize {
             let key = format!("k{}", turn % 3);
-            let ask = Ask { node: turn % 3, conflicts: Conflicts::Lww, key, timeout_ms: 500, level: None };
+            let ask = Ask { node: turn % 3, space: spaces[0].clone(), key, timeout_ms: 500, level: None };
             client.put(&ask).await;
             client.get(&Ask { node: (turn + 1) % 3, ..ask }).await;
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -39,7 +38,7 @@ fn through_a_partition(seed: u64) -> Vec<String> {
     }
     assert!(plan.is_over(), "the client was done before the repair");
     let ops = cluster.recorder.ops();
-    assert_eq!(check(&ops), Vec::<String>::new());
+    assert_eq!(check(&ops), Vec::new());
     let during = |ms: u64| (begin + 1_000..begin + 3_500).contains(&ms);
     let at_majority = |op: &&crate::history::Op| op.node != 0 && during(op.began_ms);
     let done = |op: &crate::history::Op| matches!(op.outcome, Outcome::Wrote(_) | Outcome::Read(..));
@@ -52,19 +51,19 @@ fn through_a_partition(seed: u64) -> Vec<String> {
 /// F30: a put whose sync fails says "maybe", the failed node shows it to nobody, and a crash settles it.
 #[test]
 fn f30_a_write_whose_sync_failed_is_in_doubt() {
-    let weather = Weather { latency_min: 1, latency_max: 5, random_order: false };
-    let mut cluster = Cluster::new(1, &[0, 0, 0], weather);
+    let weather = Weather { latency_min: 1, latency_max: 5, random_order: false, tick_ms: 1 };
+    let mut cluster = Cluster::new(Setup::plain(1, &[0, 0, 0], weather));
     cluster.until_ready(10_000);
     let (recorder, disk) = (cluster.recorder.clone(), cluster.hosts[0].storage.clone());
-    let names: Vec<String> = cluster.hosts.iter().map(|host| host.name.clone()).collect();
+    let (names, spaces) = (cluster.node_names(), cluster.setup.spaces.clone());
     cluster.client("client", async move {
         let mut client = Client::new(0, &names, Duration::from_millis(100), recorder);
-        for conflicts in [Conflicts::Lww, Conflicts::Siblings] {
-            let ask = Ask { node: 0, conflicts, key: "k".into(), timeout_ms: 500, level: None };
+        for space in &spaces {
+            let ask = Ask { node: 0, space: space.clone(), key: "k".into(), timeout_ms: 500, level: None };
             assert!(client.put(&ask).await);
         }
         disk.fail_next_sync("gone");
-        let ask = Ask { node: 0, conflicts: Conflicts::Lww, key: "k".into(), timeout_ms: 500, level: None };
+        let ask = Ask { node: 0, space: spaces[0].clone(), key: "k".into(), timeout_ms: 500, level: None };
         assert!(!client.put(&ask).await);
         assert!(client.get(&ask).await, "the others can be read through the failed node");
         // Surely not written there, so another home replica may.
@@ -72,7 +71,7 @@ fn f30_a_write_whose_sync_failed_is_in_doubt() {
     });
     cluster.run_clients();
     let ops = cluster.recorder.ops();
-    assert_eq!(check(&ops), Vec::<String>::new());
+    assert_eq!(check(&ops), Vec::new());
     let [doubt, read, handed_on] = &ops[2..] else { panic!("five operations") };
     assert!(matches!(doubt.outcome, Outcome::Unknown(_)), "{doubt}");
     assert!(matches!(&read.outcome, Outcome::Read(values, _) if values[0].0 == 1), "{read}");
@@ -82,16 +81,16 @@ fn f30_a_write_whose_sync_failed_is_in_doubt() {
 /// One bad disk of five is a nuisance to nobody: whichever node is asked, a home replica with a good disk does it.
 #[test]
 fn with_one_bad_disk_every_node_takes_writes() {
-    let weather = Weather { latency_min: 1, latency_max: 5, random_order: false };
-    let mut cluster = Cluster::new(1, &[0; 5], weather);
+    let weather = Weather { latency_min: 1, latency_max: 5, random_order: false, tick_ms: 1 };
+    let mut cluster = Cluster::new(Setup::plain(1, &[0; 5], weather));
     cluster.until_ready(10_000);
     let (recorder, disk) = (cluster.recorder.clone(), cluster.hosts[0].storage.clone());
-    let names: Vec<String> = cluster.hosts.iter().map(|host| host.name.clone()).collect();
+    let (names, spaces) = (cluster.node_names(), cluster.setup.spaces.clone());
     cluster.client("client", async move {
         let mut client = Client::new(0, &names, Duration::from_millis(100), recorder);
         let ask = |node: usize, turn: usize| {
-            let conflicts = [Conflicts::Lww, Conflicts::Siblings][turn % 2];
-            Ask { node, conflicts, key: format!("k{turn}"), timeout_ms: 500, level: None }
+            let (space, key) = (spaces[turn % 2].clone(), format!("k{turn}"));
+            Ask { node, space, key, timeout_ms: 500, level: None }
         };
         disk.fail_next_sync("gone");
         // Who coordinates there first is in doubt.
@@ -104,7 +103,7 @@ fn with_one_bad_disk_every_node_takes_writes() {
         }
     });
     cluster.run_clients();
-    assert_eq!(check(&cluster.recorder.ops()), Vec::<String>::new());
+    assert_eq!(check(&cluster.recorder.ops()), Vec::new());
 }
 
 /// TCP in turmoil never sends again what was lost, so a link that was cut is dead until its keep-alive finds
@@ -112,8 +111,8 @@ fn with_one_bad_disk_every_node_takes_writes() {
 #[test]
 fn links_recover_soon_after_a_repair() {
     for (seed, cut_ms) in [20, 200, 600, 1_300, 1_700, 6_000].into_iter().enumerate() {
-        let weather = Weather { latency_min: 1, latency_max: 10, random_order: false };
-        let mut cluster = Cluster::new(seed as u64, &[0, 0, 0], weather);
+        let weather = Weather { latency_min: 1, latency_max: 10, random_order: false, tick_ms: 1 };
+        let mut cluster = Cluster::new(Setup::plain(seed as u64, &[0, 0, 0], weather));
         cluster.until_ready(10_000);
         cluster.isolate(0);
         for _ in 0..cut_ms {
@@ -123,7 +122,8 @@ fn links_recover_soon_after_a_repair() {
         let took = recover(&mut cluster, Duration::from_millis(100));
         println!("cut for {cut_ms} ms: recovered in {took} ms");
         assert!(took <= RECOVERY_MS, "cut for {cut_ms} ms: recovered in {took} ms");
-        assert_eq!(cluster.leaks(), Vec::<String>::new());
+        assert_eq!(cluster.missing(), Vec::<String>::new());
+        assert_eq!(g9_bounded(&cluster.gauges()), Vec::new());
     }
 }
 
@@ -131,8 +131,9 @@ fn links_recover_soon_after_a_repair() {
 #[test]
 fn clocks_that_jump_take_no_node_out() {
     const HOUR: u64 = 3_600_000;
-    let weather = Weather { latency_min: 1, latency_max: 20, random_order: false };
-    let mut cluster = Cluster::new(3, &[10 * HOUR, 10 * HOUR + 100, 10 * HOUR], weather);
+    let weather = Weather { latency_min: 1, latency_max: 20, random_order: false, tick_ms: 1 };
+    let offsets = [10 * HOUR, 10 * HOUR + 100, 10 * HOUR];
+    let mut cluster = Cluster::new(Setup::plain(3, &offsets, weather));
     cluster.until_ready(10_000);
     let first = [[10, 10, 10], [13, 10, 10], [10, 10, 10], [2, 10, 10], [13, 13, 13], [10, 10, 10]];
     // At once, while the nodes still believe the clocks of before, and after they have forgotten them.
@@ -141,22 +142,47 @@ fn clocks_that_jump_take_no_node_out() {
         for (host, hours) in cluster.hosts.iter().zip(hours) {
             host.offset.store(hours * HOUR, Ordering::Relaxed);
         }
-        let names: Vec<String> = cluster.hosts.iter().map(|host| host.name.clone()).collect();
+        let (names, spaces) = (cluster.node_names(), cluster.setup.spaces.clone());
         let recorder = cluster.recorder.clone();
         cluster.client(&format!("client{phase}"), async move {
             tokio::time::sleep(Duration::from_secs(later)).await;
             let mut client = Client::new(phase, &names, Duration::from_millis(200), recorder);
             for turn in 0..30_usize {
-                let conflicts = [Conflicts::Lww, Conflicts::Siblings][turn / 15];
-                let key = format!("k{}", turn % 2);
-                let ask = Ask { node: turn % 3, conflicts, key, timeout_ms: 500, level: None };
+                let (space, key) = (spaces[turn / 15].clone(), format!("k{}", turn % 2));
+                let ask = Ask { node: turn % 3, space, key, timeout_ms: 500, level: None };
                 assert!(client.put(&ask).await, "phase {phase}, turn {turn}");
                 assert!(client.get(&Ask { node: (turn + 1) % 3, ..ask }).await, "phase {phase}, turn {turn}");
             }
         });
         cluster.run_clients();
     }
-    assert_eq!(check(&cluster.recorder.ops()), Vec::<String>::new());
+    assert_eq!(check(&cluster.recorder.ops()), Vec::new());
+}
+
+/// Two clocks that are wrong one after the other, never at the same time, are no majority: the third node does not
+/// follow them, and all replicas go on taking its writes.
+#[test]
+fn clocks_that_are_wrong_in_turn_take_nobody_out() {
+    let weather = Weather { latency_min: 1, latency_max: 5, random_order: false, tick_ms: 1 };
+    let mut cluster = Cluster::new(Setup::plain(4, &[0, 0, 0], weather));
+    cluster.until_ready(10_000);
+    for (phase, offsets) in [[0, 0, 0], [0, 1_100, 0], [0, 0, 0], [1_000, 0, 0]].into_iter().enumerate() {
+        for (host, offset) in cluster.hosts.iter().zip(offsets) {
+            host.offset.store(offset, Ordering::Relaxed);
+        }
+        let (names, space) = (cluster.node_names(), cluster.setup.spaces[0].clone());
+        let recorder = cluster.recorder.clone();
+        cluster.client(&format!("client{phase}"), async move {
+            let mut client = Client::new(phase, &names, Duration::from_millis(200), recorder);
+            for turn in 0..30_usize {
+                let (space, key) = (space.clone(), format!("k{turn}"));
+                let ask = Ask { node: turn % 3, space, key, timeout_ms: 500, level: Some(3) };
+                assert!(client.put(&ask).await, "phase {phase}, turn {turn}");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        cluster.run_clients();
+    }
 }
 
 /// Of two clocks nobody knows which is wrong: what the node with the one that is ahead would stamp, no other would
@@ -164,8 +190,8 @@ fn clocks_that_jump_take_no_node_out() {
 #[test]
 fn f17_a_node_alone_with_a_clock_ahead_poisons_no_key() {
     const HOUR: u64 = 3_600_000;
-    let weather = Weather { latency_min: 1, latency_max: 5, random_order: false };
-    let mut cluster = Cluster::new(5, &[10 * HOUR; 3], weather);
+    let weather = Weather { latency_min: 1, latency_max: 5, random_order: false, tick_ms: 1 };
+    let mut cluster = Cluster::new(Setup::plain(5, &[10 * HOUR; 3], weather));
     cluster.until_ready(10_000);
     cluster.crash(2, 1, false);
     // What is remembered of the third clock is forgotten.
@@ -180,15 +206,15 @@ fn f17_a_node_alone_with_a_clock_ahead_poisons_no_key() {
         for _ in 0..3_000 {
             cluster.step();
         }
-        let names: Vec<String> = cluster.hosts.iter().map(|host| host.name.clone()).collect();
+        let (names, spaces) = (cluster.node_names(), cluster.setup.spaces.clone());
         let recorder = cluster.recorder.clone();
         cluster.client(&format!("client{phase}"), async move {
             let mut client = Client::new(phase, &names, Duration::from_millis(200), recorder);
             for turn in 0..20_usize {
-                let conflicts = [Conflicts::Lww, Conflicts::Siblings][turn / 10];
-                let key = format!("k{phase}-{turn}");
+                let (space, key) = (spaces[turn / 10].clone(), format!("k{phase}-{turn}"));
                 for node in [0, 1] {
-                    let ask = Ask { node, conflicts, key: key.clone(), timeout_ms: 500, level: None };
+                    let ask =
+                        Ask { node, space: space.clone(), key: key.clone(), timeout_ms: 500, level: None };
                     assert!(client.put(&ask).await, "phase {phase}, turn {turn}, node {node}");
                     assert!(client.get(&ask).await, "phase {phase}, turn {turn}, node {node}");
                 }
@@ -196,7 +222,7 @@ fn f17_a_node_alone_with_a_clock_ahead_poisons_no_key() {
         });
         cluster.run_clients();
     }
-    assert_eq!(check(&cluster.recorder.ops()), Vec::<String>::new());
+    assert_eq!(check(&cluster.recorder.ops()), Vec::new());
 }
 
 /// The scenario of three hosts, one seed, and the same trace twice.

@@ -1,0 +1,105 @@
+//! Bugs on purpose, one at a time, to see whether the checks find them: canaries.
+//!
+//! A canary stands in the code where its bug would: `if canary::sings(Canary::X) { … }`. Nothing sings until a
+//! test in the same process plants one. Release builds don't contain them at all, unless they are built with
+//! `--cfg quoral_canaries`: there [`sings`] is a constant false. `tests/sim` asserts that each is caught.
+//!
+//! Invariants:
+//! 1. At most one canary is planted in a process.
+//! 2. A release build without the cfg can't be told to sing: there is no switch, neither option nor variable.
+
+/// A bug.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Canary {
+    /// The commit thread acknowledges before it syncs.
+    AckBeforeSync = 1,
+    /// Readers are told of what is written and not yet synced.
+    UnsyncedRead,
+    /// A replica's "not found" outvotes the others' record (F18).
+    NotFoundWins,
+    /// A read replies without waiting until what it writes back is stored.
+    WriteBackOff,
+    /// A replica with a greater stamp acknowledges a fresh write instead of `Superseded` (F16).
+    SupersededIgnored,
+    /// The clock's bound is not stored, so stamps go back over a restart (F13).
+    ClockBoundForgotten,
+    /// Dots are named by births that begin anew with each life, whatever the local mark says (F10).
+    DotTwice,
+    /// A replica that takes a tombstone forgets the key at once (F01).
+    TombstoneDropped,
+    /// A forwarded write whose outcome is unknown is sent to the next home replica.
+    ForwardRetried,
+    /// A write that was sent and not acknowledged is said to be surely not applied (F30).
+    FailureSaidNo,
+    /// Nothing ends at its deadline.
+    DeadlineIgnored,
+    /// Merging two records with concurrent versions loses one.
+    SiblingForgotten,
+    /// A proposer of a cluster map takes its own vote for a majority (F23).
+    VotesIgnored,
+    /// A node goes back to an older cluster map when one comes late.
+    StaleMap,
+    /// Bytes in flight on a link are not given back when it breaks (F28).
+    BytesLeaked,
+}
+
+impl Canary {
+    /// All of them.
+    pub const ALL: [Canary; 15] = [
+        Canary::AckBeforeSync,
+        Canary::UnsyncedRead,
+        Canary::NotFoundWins,
+        Canary::WriteBackOff,
+        Canary::SupersededIgnored,
+        Canary::ClockBoundForgotten,
+        Canary::DotTwice,
+        Canary::TombstoneDropped,
+        Canary::ForwardRetried,
+        Canary::FailureSaidNo,
+        Canary::DeadlineIgnored,
+        Canary::SiblingForgotten,
+        Canary::VotesIgnored,
+        Canary::StaleMap,
+        Canary::BytesLeaked,
+    ];
+}
+
+#[cfg(any(debug_assertions, quoral_canaries))]
+mod switch {
+    use std::sync::atomic::{AtomicU8, Ordering};
+
+    use super::Canary;
+
+    static PLANTED: AtomicU8 = AtomicU8::new(0);
+
+    /// Whether this bug is to show.
+    #[inline]
+    pub fn sings(canary: Canary) -> bool {
+        PLANTED.load(Ordering::Relaxed) == canary as u8
+    }
+
+    /// Plants a bug in this process, or takes it out again. False if this build has none.
+    pub fn plant(canary: Option<Canary>) -> bool {
+        PLANTED.store(canary.map_or(0, |canary| canary as u8), Ordering::Relaxed);
+        true
+    }
+}
+
+#[cfg(not(any(debug_assertions, quoral_canaries)))]
+mod switch {
+    use super::Canary;
+
+    /// Whether this bug is to show: never in this build.
+    #[inline(always)]
+    pub const fn sings(_: Canary) -> bool {
+        false
+    }
+
+    /// Plants a bug in this process, or takes it out again. False: this build has none.
+    pub fn plant(canary: Option<Canary>) -> bool {
+        canary.is_none()
+    }
+}
+
+pub use switch::{plant, sings};

@@ -1,0 +1,126 @@
+//! G8 and G9: what clients are told is true and comes in time, and nothing grows without end. And F13.
+
+use std::collections::BTreeMap;
+
+use super::Finding;
+use crate::history::{Action, Op, Outcome, Value};
+
+/// When a node, or the link of a client to it, was disturbed.
+#[derive(Debug, Clone, Copy)]
+pub struct Span {
+    /// The node.
+    pub node: usize,
+    /// The client; all, if none.
+    pub client: Option<usize>,
+    /// From when.
+    pub from: u64,
+    /// Until when.
+    pub to: u64,
+}
+
+/// How long a disturbed connection may go unnoticed: a keep-alive of 400 ms, 900 ms for its answer, and the
+/// way to a new connection.
+const AFTERMATH_MS: u64 = 2_500;
+
+/// G8: a read value was written to that key, before the read ended, by a write that may have been applied; and
+/// it was applied once.
+pub fn g8_honest(ops: &[Op]) -> Vec<Finding> {
+    let mut written: BTreeMap<Value, &Op> = BTreeMap::new();
+    for op in ops {
+        if let Action::Put(value) = op.action {
+            written.insert(value, op);
+        }
+    }
+    let mut wrong = Vec::new();
+    for op in ops {
+        let mut before = None;
+        for (value, stamp) in op.values() {
+            match written.get(value) {
+                Some(put) if (&put.key, &put.space) != (&op.key, &op.space) => {
+                    wrong.push(Finding::of("G8", "a value of another key", &[op, put]));
+                }
+                Some(put) if matches!(put.outcome, Outcome::Refused(_)) => {
+                    wrong.push(Finding::of("G8", "surely not applied, and read (F30)", &[put, op]));
+                }
+                Some(put) if put.begin > op.end => {
+                    wrong.push(Finding::of("G8", "read before it was written", &[op, put]));
+                }
+                Some(put) if matches!(put.outcome, Outcome::Wrote(own) if own < *stamp) => {
+                    wrong.push(Finding::of("G8", "read under a greater stamp than acknowledged", &[put, op]));
+                }
+                Some(_) => {}
+                None => wrong.push(Finding::of("G8", "a value that nobody wrote", &[op])),
+            }
+            if before.replace(value) == Some(value) {
+                wrong.push(Finding::of("G8", &format!("{value} was applied twice"), &[op]));
+            }
+        }
+    }
+    wrong
+}
+
+/// G8: every request had its answer in time, but for what the network or a crash may have kept from it.
+pub fn g8_deadlines(ops: &[Op], spans: &[Span], clients: usize) -> Vec<Finding> {
+    let disturbed = |op: &Op| {
+        op.client < clients
+            && spans.iter().any(|span| {
+                span.node == op.node
+                    && span.client.is_none_or(|client| client == op.client)
+                    && span.from <= op.ended_ms
+                    && op.began_ms <= span.to + AFTERMATH_MS
+            })
+    };
+    ops.iter()
+        .filter(|op| matches!(op.outcome, Outcome::Late | Outcome::Waiting) && !disturbed(op))
+        .map(|op| Finding::of("G8", &format!("no answer by the deadline of {} ms", op.timeout_ms), &[op]))
+        .collect()
+}
+
+/// Something that is counted and limited.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gauge {
+    /// Whose and of what.
+    pub name: String,
+    /// The most that was seen.
+    pub most: usize,
+    /// The limit.
+    pub limit: usize,
+    /// How much is left once nothing is under way.
+    pub left: usize,
+}
+
+/// G9: nothing passes its limit, and nothing counts as under way once nothing is (F28).
+pub fn g9_bounded(gauges: &[Gauge]) -> Vec<Finding> {
+    let over = gauges.iter().filter(|gauge| gauge.most > gauge.limit);
+    let left = gauges.iter().filter(|gauge| gauge.left > 0);
+    let over = over.map(|gauge| Finding::new("G9", format!("over its limit: {gauge:?}")));
+    over.chain(left.map(|gauge| Finding::new("G9", format!("not back at zero (F28): {gauge:?}")))).collect()
+}
+
+/// F13: of two acknowledged writes of one coordinator, one over before the other began, the later has the
+/// greater stamp, whatever its key and whatever happened between. `coordinates` says whether a node is the
+/// coordinator of what it is asked, which it surely is for keys of which it is the one home replica.
+pub fn f13_stamps_grow(ops: &[Op], coordinates: impl Fn(&Op) -> bool) -> Vec<Finding> {
+    let mut nodes: BTreeMap<usize, Vec<(u64, &Op)>> = BTreeMap::new();
+    for op in ops.iter().filter(|op| op.is_acked() && coordinates(op)) {
+        nodes.entry(op.node).or_default().extend(op.stamp().map(|stamp| (stamp, op)));
+    }
+    let mut wrong = Vec::new();
+    for mut writes in nodes.into_values() {
+        let mut by_end = writes.clone();
+        by_end.sort_by_key(|(_, op)| op.end);
+        writes.sort_by_key(|(_, op)| op.begin);
+        let (mut ended, mut greatest) = (by_end.into_iter().peekable(), None::<(u64, &Op)>);
+        for (stamp, op) in writes {
+            while let Some((before, earlier)) = ended.next_if(|(_, earlier)| earlier.is_before(op)) {
+                if greatest.is_none_or(|(most, _)| before > most) {
+                    greatest = Some((before, earlier));
+                }
+            }
+            if let Some((_, earlier)) = greatest.filter(|(most, _)| stamp <= *most) {
+                wrong.push(Finding::of("F13", "the stamps of a coordinator went back", &[earlier, op]));
+            }
+        }
+    }
+    wrong
+}

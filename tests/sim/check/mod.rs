@@ -1,0 +1,107 @@
+//! The guarantees, each with a checker of its own over the whole history (`docs/consistency.md`).
+//!
+//! | checker | what must hold |
+//! | --- | --- |
+//! | [`guarantees::g1_durable`] | a get of all `n` finds every acknowledged write, or what replaced it |
+//! | [`guarantees::g2_read_your_quorum`] | so does one with `r + w > n`; nothing that was replaced comes back |
+//! | [`guarantees::g3_monotonic`] | with `2 r > n` no later get returns an older version |
+//! | [`register::g3_register`] | an `lww` key under majorities only is an atomic register of versions |
+//! | [`guarantees::g4_nothing_vanishes`] | an acknowledged write is gone only if a write that may do so replaced it |
+//! | [`guarantees::g5_deleted_stays_deleted`] | what a delete covered never comes back, what came after it is not lost |
+//! | [`state::g7_converges`] | after the calm all home replicas of each key hold the same record |
+//! | [`honest::g8_honest`] | nothing that was refused is ever read, nothing is applied twice |
+//! | [`honest::g8_deadlines`] | every request ends at its deadline |
+//! | [`honest::g9_bounded`] | no gauge passes its limit, and all are back at zero in the end |
+//! | [`honest::f13_stamps_grow`] | the stamps of one coordinator grow, over restarts too |
+//! | [`state::f23_one_map`] | all nodes hold one cluster map, with every keyspace that was said to be made |
+//!
+//! G6 needs sloppy quorums, which are not built: its checker comes with them.
+//!
+//! What two operations promise each other depends on what each asked for: see [`meets`]. Keyspaces and requests
+//! with smaller quorums are checked for what is left.
+//!
+//! A write whose outcome is unknown may take effect at any time after its beginning, or never.
+
+pub mod guarantees;
+pub mod honest;
+pub mod register;
+pub mod state;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::history::{Op, Seq};
+
+/// A key of a keyspace.
+pub type Place = (String, String);
+
+/// Something that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// Which guarantee is broken.
+    pub rule: &'static str,
+    /// How.
+    pub text: String,
+    /// The key, if it is one key's.
+    pub place: Option<Place>,
+    /// The beginnings of the operations that show it.
+    pub guilty: Vec<Seq>,
+}
+
+impl Finding {
+    /// One about these operations, which are of one key.
+    pub fn of(rule: &'static str, text: &str, ops: &[&Op]) -> Finding {
+        let list: Vec<String> = ops.iter().map(|op| op.to_string()).collect();
+        let text = format!("{text}: {}", list.join("; "));
+        let place = ops.first().map(|op| (op.space.name.clone(), op.key.clone()));
+        Finding { rule, text, place, guilty: ops.iter().map(|op| op.begin).collect() }
+    }
+
+    /// One about no operation.
+    pub fn new(rule: &'static str, text: String) -> Finding {
+        Finding { rule, text, place: None, guilty: Vec::new() }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.rule, self.text)
+    }
+}
+
+/// Whether every replica set of `later` shares a node with what `earlier` left behind, so that the later must
+/// know of the earlier. A write is on `w` replicas. What a read of a majority returned is on at least half of
+/// them, which every later majority meets.
+pub fn meets(earlier: &Op, later: &Op) -> bool {
+    let (n, first, second) = (u32::from(later.space.n), u32::from(earlier.level), u32::from(later.level));
+    match earlier.is_read() {
+        true => 2 * first > n && 2 * second > n,
+        false => first + second > n,
+    }
+}
+
+/// The operations of each key.
+pub fn by_key(ops: &[Op]) -> BTreeMap<Place, Vec<&Op>> {
+    let mut keys: BTreeMap<Place, Vec<&Op>> = BTreeMap::new();
+    for op in ops.iter().filter(|op| !op.key.is_empty()) {
+        keys.entry((op.space.name.clone(), op.key.clone())).or_default().push(op);
+    }
+    keys
+}
+
+/// Everything that is wrong with a history, by the checkers that need nothing else.
+pub fn check(ops: &[Op]) -> Vec<Finding> {
+    let mut wrong = honest::g8_honest(ops);
+    for ops in by_key(ops).values() {
+        let key = guarantees::KeyOps::new(ops);
+        wrong.extend(guarantees::g1_durable(&key));
+        wrong.extend(guarantees::g2_read_your_quorum(&key));
+        wrong.extend(guarantees::g3_monotonic(&key));
+        wrong.extend(guarantees::g4_nothing_vanishes(&key));
+        wrong.extend(guarantees::g5_deleted_stays_deleted(&key));
+        wrong.extend(register::g3_register(ops));
+    }
+    wrong
+}

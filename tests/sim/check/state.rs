@@ -1,0 +1,89 @@
+//! G7 and F23: what all nodes hold in the end, compared by digest.
+//!
+//! Anti-entropy is not built, so keys converge when they are read: a scenario's calm reads every key from all
+//! its replicas through every node, and then the *whole* store of every node is compared, with records that
+//! lie where they have no home, and keys that nobody asked for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+
+use quoral::replica::stored;
+use quoral::ring::layout::ClusterMap;
+use quoral::ring::preflist::homes;
+use quoral::storage::{Storage, schema};
+use quoral::types::ids::NodeId;
+
+use super::Finding;
+use crate::history::Creation;
+
+/// What one node holds: a digest for each storage key of a record, or what is wrong with it.
+pub type Holding = BTreeMap<Vec<u8>, Result<String, String>>;
+
+/// Reads all records of a node.
+pub fn holding(storage: &dyn Storage) -> Holding {
+    let mut found = Holding::new();
+    let from = [schema::RECORD_TAG];
+    let to = schema::prefix_end(&from).expect("it is not the last byte");
+    let visited = storage.scan(Bound::Included(&from), Bound::Excluded(&to), false, &mut |key, value| {
+        let digest =
+            stored::split(key, value).map(|(_, record)| blake3::hash(record).to_hex()[..16].to_owned());
+        found.insert(key.to_vec(), digest.map_err(|error| error.to_string()));
+        true
+    });
+    visited.expect("memory can be read");
+    found
+}
+
+/// G7: all home replicas of each key hold the same bytes, and no other node holds any.
+pub fn g7_converges(map: &ClusterMap, nodes: &[(NodeId, Holding)]) -> Vec<Finding> {
+    let keys: BTreeSet<&Vec<u8>> = nodes.iter().flat_map(|(_, holding)| holding.keys()).collect();
+    let mut wrong = Vec::new();
+    for storage_key in keys {
+        let Some((partition, keyspace, key)) = schema::split_record_key(storage_key) else {
+            wrong.push(Finding::new("G7", format!("not the key of a record: {storage_key:?}")));
+            continue;
+        };
+        let Some(keyspace) = map.keyspace_by_id(keyspace) else {
+            wrong.push(Finding::new("G7", format!("a record of keyspace {keyspace}, which nobody knows")));
+            continue;
+        };
+        let homes = homes(map, keyspace, partition);
+        let held =
+            |node: &NodeId| nodes.iter().find(|(id, _)| id == node).and_then(|(_, h)| h.get(storage_key));
+        let distinct: BTreeSet<_> = homes.iter().map(held).collect();
+        let strays =
+            nodes.iter().filter(|(id, holding)| !homes.contains(id) && holding.contains_key(storage_key));
+        let name = String::from_utf8_lossy(key.partition_key()).into_owned();
+        let place = Some((keyspace.name.clone(), name));
+        let finding = |text: String| Finding { rule: "G7", text, place: place.clone(), guilty: Vec::new() };
+        if distinct.len() > 1 || distinct.iter().any(|held| matches!(held, Some(Err(_)))) {
+            let all: Vec<_> = homes.iter().map(|node| (node, held(node))).collect();
+            wrong.push(finding(format!("the replicas of {place:?} differ: {all:?}")));
+        }
+        wrong.extend(strays.map(|(id, _)| finding(format!("{place:?} is on {id}, which is no home of it"))));
+    }
+    wrong
+}
+
+/// F23: one cluster map everywhere, and in it every keyspace that a client was told of, as it was asked for.
+pub fn f23_one_map(maps: &[(NodeId, ClusterMap)], creations: &[Creation]) -> Vec<Finding> {
+    let Some((_, map)) = maps.iter().max_by_key(|(_, map)| map.version) else { return Vec::new() };
+    let mut wrong = Vec::new();
+    for (node, other) in maps.iter().filter(|(_, other)| other != map) {
+        let (theirs, newest) = (other.version, map.version);
+        wrong.push(Finding::new("F23", format!("node {node} holds another map: {theirs}, not {newest}")));
+    }
+    for creation in creations {
+        let Some(id) = creation.made else { continue };
+        let found = map.keyspace(&creation.space.name).filter(|found| {
+            let wanted = &creation.space;
+            found.id.0 == id
+                && (found.conflicts, found.n, found.r, found.w)
+                    == (wanted.conflicts, wanted.n, wanted.r, wanted.w)
+        });
+        if found.is_none() {
+            wrong.push(Finding::new("F23", format!("not in the map: {creation:?}")));
+        }
+    }
+    wrong
+}
