@@ -14,6 +14,7 @@ pub mod gossip;
 pub mod quorum;
 pub mod storage;
 // Layer 3: one node, one key.
+pub mod hinted;
 pub mod replica;
 pub mod telemetry;
 // Layer 4: the wire.

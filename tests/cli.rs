@@ -140,7 +140,6 @@ fn what_is_not_built_says_so() {
         &["cluster", "join", "n4"][..],
         &["cluster", "commit", "--version", "2", "--yes"],
         &["repair", "--partition", "7"],
-        &["hints", "wait"],
         &["transfers"],
         &["workers"],
         &["keyspace", "drop", "x"],

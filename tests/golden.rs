@@ -1,7 +1,7 @@
 //! Golden scripts: one file for each rule of a request machine, beside the machine.
 //!
-//! A script's first line states the rule. `put` or `read` with its plan begins a machine; a line `> event` is
-//! fed to it, and the lines below are exactly the effects it must push, in order, after which its invariants
+//! A script's first line states the rule. `put`, `read` or `hints` with its plan begins a machine; a line
+//! `> event` is fed to it, a microsecond after the last or `at` a time, and the lines below are exactly the effects it must push, in order, after which its invariants
 //! are checked. `UPDATE_GOLDEN=1 cargo test --test golden` writes what the machines do now; read the diff.
 
 use std::collections::BTreeMap;
@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use quoral::hinted::delivery;
 use quoral::machine::Machine;
 use quoral::quorum::page::Single;
 use quoral::quorum::{put, read};
@@ -121,6 +122,7 @@ impl Scripted for PutScript {
             put::Effect::Send { to, round } => format!("send {} round={round}", name(*to)),
             put::Effect::Reply(Ok(done)) => format!("reply ok acks={} round={}", done.acks, done.round),
             put::Effect::Reply(Err(failure)) => format!("reply {}", show_failure(failure)),
+            put::Effect::Hint(to) => format!("hint {}", name(*to)),
             put::Effect::Finished => "finished".into(),
         };
         effects.iter().map(show).collect()
@@ -178,6 +180,56 @@ impl Scripted for ReadScript {
     }
 }
 
+struct HintScript(delivery::Delivery);
+
+impl HintScript {
+    fn begin(words: &[&str]) -> HintScript {
+        let o = options(words);
+        let number = |name: &str, usual: u64| o.get(name).map_or(usual, |v| v.parse().expect("a number"));
+        HintScript(delivery::Delivery::new(delivery::Pace {
+            rate: number("rate", 1_000_000_000),
+            window: (number("least", 100), number("most", 1_000)),
+            delay: Duration::from_micros(number("delay", 10)),
+            pause: Duration::from_micros(number("pause", 1_000)),
+        }))
+    }
+}
+
+impl Scripted for HintScript {
+    fn feed(&mut self, now: Mono, words: &[&str]) -> Vec<String> {
+        let number = |text: &str| text.parse().expect("a number");
+        // `7:50` is hint 7 of 50 bytes, `7:50:old` one that is too old.
+        let loaded = |text: &&str| {
+            let parts: Vec<&str> = text.split(':').collect();
+            let too_old = parts.get(2) == Some(&"old");
+            delivery::Loaded { seq: number(parts[0]), bytes: number(parts[1]), too_old }
+        };
+        let event = match words {
+            ["up"] => delivery::Event::Up,
+            ["down"] => delivery::Event::Down,
+            ["wake"] => delivery::Event::Wake,
+            ["page", hints @ .., "more"] => delivery::Event::Page(hints.iter().map(loaded).collect(), true),
+            ["page", hints @ ..] => delivery::Event::Page(hints.iter().map(loaded).collect(), false),
+            ["stored", seq] => delivery::Event::Answered(number(seq), delivery::Answer::Stored),
+            ["too-old", seq] => delivery::Event::Answered(number(seq), delivery::Answer::TooOld),
+            ["refused", seq] => delivery::Event::Answered(number(seq), delivery::Answer::Refused),
+            ["lost", seq] => delivery::Event::Answered(number(seq), delivery::Answer::Lost),
+            other => panic!("no event of a delivery: {other:?}"),
+        };
+        let mut effects = Vec::new();
+        self.0.step(now, event, &mut effects);
+        self.0.check_invariants();
+        let show = |effect: &delivery::Effect| match effect {
+            delivery::Effect::Load(after) => format!("load after={after}"),
+            delivery::Effect::Send(seq) => format!("send {seq}"),
+            delivery::Effect::Forget(seq) => format!("forget {seq}"),
+            delivery::Effect::Home => "home".into(),
+            delivery::Effect::Arm(at) => format!("arm at={}", at.0),
+        };
+        effects.iter().map(show).collect()
+    }
+}
+
 /// Runs a script; what it should be, as the machines do it.
 fn run(text: &str) -> String {
     let mut out = String::new();
@@ -196,6 +248,14 @@ fn run(text: &str) -> String {
                 machine = Some(Box::new(ReadScript::begin(plan)));
                 writeln!(out, "{line}").expect("a String takes all");
             }
+            ["hints", pace @ ..] => {
+                machine = Some(Box::new(HintScript::begin(pace)));
+                writeln!(out, "{line}").expect("a String takes all");
+            }
+            ["at", time] => {
+                now = time.parse::<u64>().expect("a number") - 1;
+                writeln!(out, "{line}").expect("a String takes all");
+            }
             [">", event @ ..] => {
                 now += 1;
                 let machine = machine.as_mut().expect("a plan comes first");
@@ -212,13 +272,12 @@ fn run(text: &str) -> String {
 
 #[test]
 fn every_script_is_what_the_machine_does() {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src/quorum/scripts");
-    let mut scripts: Vec<PathBuf> = std::fs::read_dir(&folder)
-        .expect("the folder of scripts")
-        .map(|e| e.expect("an entry").path())
-        .collect();
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let folder = |name: &str| std::fs::read_dir(root.join(name)).expect("a folder of scripts");
+    let entries = folder("src/quorum/scripts").chain(folder("src/hinted/scripts"));
+    let mut scripts: Vec<PathBuf> = entries.map(|e| e.expect("an entry").path()).collect();
     scripts.sort();
-    assert!(scripts.len() >= 15, "one script for each rule");
+    assert!(scripts.len() >= 23, "one script for each rule");
     for path in scripts {
         let text = std::fs::read_to_string(&path).expect("a script");
         assert!(text.starts_with("# Rule "), "{}: the first line states the rule", path.display());

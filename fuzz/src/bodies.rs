@@ -15,6 +15,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use quoral::gossip::digest::NodeState;
 use quoral::gossip::packet::{self, Packet};
+use quoral::hinted::queue;
 use quoral::node::config::Checked;
 use quoral::node::readings::{page_of_wire, page_to_wire};
 use quoral::replica::mint::{self, Mint, Minter};
@@ -41,12 +42,13 @@ use tonic::metadata::MetadataMap;
 pub type Body = fn(&[u8]);
 
 /// The targets by name.
-pub const TARGETS: [(&str, Body); 5] = [
+pub const TARGETS: [(&str, Body); 6] = [
     ("records", records),
     ("peer_messages", peer_messages),
     ("client_requests", client_requests),
     ("contexts", contexts),
     ("configs", configs),
+    ("hints", hints),
 ];
 
 /// The key that the contexts of corpora are of.
@@ -185,6 +187,21 @@ pub fn contexts(data: &[u8]) {
         assert!(more.top(&dot.actor) >= dot.counter);
     }
     write_with(seen, stored_bytes);
+}
+
+/// The bodies of stored hints, under a checksum that is right.
+pub fn hints(data: &[u8]) {
+    let (target, storage) = (NodeId(2), MemoryStorage::new());
+    let key = schema::hint_key(target, 7);
+    let mut batch = Batch::new();
+    batch.put(key.clone(), schema::seal(&key, data));
+    storage.write(&batch).expect("memory takes all");
+    let page = queue::page(&storage, target, 0, 10, 1_000).expect("memory can be read");
+    assert_eq!(page.hints.len() + page.damaged.len(), 1, "it is found, or found to be damaged");
+    assert_eq!(queue::oldest(&storage, target), Ok(Some(7)));
+    for hint in page.hints {
+        let _ = (schema::split_record_key(&hint.storage_key), codec::decode_record(&hint.record));
+    }
 }
 
 fn covers_all(whole: &Context, part: &Context) {
@@ -381,7 +398,7 @@ fn operation(operation: proto::Operation) {
             };
             assert!(timeout.is_none_or(|timeout| timeout <= limits::TIMEOUT_MAX));
         }
-        Some(Kind::Fetch(_) | Kind::Ping(_)) | None => {}
+        Some(Kind::Fetch(_) | Kind::Hints(_) | Kind::Ping(_)) | None => {}
     }
 }
 

@@ -204,7 +204,7 @@ impl PutArgs {
             context,
             acks: self.write.w.map(put_level),
             ttl_ms: self.ttl.map_or(0, millis),
-            timeout_ms: millis(global.timeout),
+            timeout_ms: millis(global.timeout()),
             sloppy: self.write.sloppy,
             request_id: self.write.request_id(),
         };
@@ -232,7 +232,7 @@ impl DelArgs {
             sort: key.sort_key().clone(),
             context,
             acks: self.write.w.map(delete_level),
-            timeout_ms: millis(global.timeout),
+            timeout_ms: millis(global.timeout()),
             sloppy: self.write.sloppy,
             request_id: self.write.request_id(),
         };
@@ -258,7 +258,7 @@ impl GetArgs {
             key: key.partition_key().clone(),
             sort: key.sort_key().clone(),
             answers: self.r.map(read_level),
-            timeout_ms: millis(global.timeout),
+            timeout_ms: millis(global.timeout()),
         };
         let answer = get(&client, request).await?;
         let found = if answer.found { Exit::Done } else { Exit::NotFound };

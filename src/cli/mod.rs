@@ -15,6 +15,7 @@ pub mod dev;
 pub mod dump;
 pub mod escape;
 pub mod explain;
+pub mod hints;
 pub mod inspect;
 pub mod keyspace;
 pub mod kv;
@@ -39,6 +40,7 @@ use clap::{Args, Parser, Subcommand};
 
 use self::client::Client;
 use self::output::{CliError, CliResult, Output};
+use crate::types::limits::TIMEOUT_DEFAULT;
 
 /// A leaderless quorum key-value database.
 #[derive(Debug, Parser)]
@@ -66,10 +68,10 @@ pub struct Global {
     /// Keyspace of the keys.
     #[arg(long, global = true, help_heading = HEADING, env = "QUORAL_KEYSPACE", default_value = "default", value_name = "NAME")]
     pub keyspace: String,
-    /// Longest time that a request may take, such as 500ms, 5s or 1m.
-    #[arg(long, global = true, help_heading = HEADING, env = "QUORAL_TIMEOUT", default_value = "5s", value_parser = parse_duration)]
+    /// Longest time that a request may take, such as 500ms, 5s or 1m. [default: 5s]
+    #[arg(long, global = true, help_heading = HEADING, env = "QUORAL_TIMEOUT", value_parser = parse_duration)]
     #[arg(value_name = "TIME")]
-    pub timeout: Duration,
+    pub timeout: Option<Duration>,
     /// How the answer is printed.
     #[arg(short, long, global = true, help_heading = HEADING, value_enum, default_value = "text", value_name = "FORMAT")]
     pub output: Output,
@@ -78,10 +80,15 @@ pub struct Global {
 impl Global {
     /// A client of the endpoints; connects when first used.
     pub fn client(&self) -> Result<Client, CliError> {
-        if self.timeout.is_zero() {
+        if self.timeout().is_zero() {
             return Err(CliError::usage("--timeout: is 0, must be at least 1ms"));
         }
-        Client::connect(&self.endpoints, self.timeout)
+        Client::connect(&self.endpoints, self.timeout())
+    }
+
+    /// Longest time that a request may take.
+    pub fn timeout(&self) -> Duration {
+        self.timeout.unwrap_or(TIMEOUT_DEFAULT)
     }
 
     /// Whether answers are JSON.
@@ -112,13 +119,13 @@ enum Verb {
     Status(status::StatusArgs),
     #[command(subcommand)]
     Inspect(inspect::InspectVerb),
+    #[command(subcommand)]
+    Hints(hints::HintsVerb),
     // Named in the contract, not built yet.
     #[command(hide = true)]
     Cluster(Unbuilt),
     #[command(hide = true)]
     Repair(Unbuilt),
-    #[command(hide = true)]
-    Hints(Unbuilt),
     #[command(hide = true)]
     Transfers(Unbuilt),
     #[command(hide = true)]
@@ -189,9 +196,9 @@ impl Verb {
             Verb::Explain(args) => block_on(args.run(global)),
             Verb::Status(args) => block_on(args.run(global)),
             Verb::Inspect(verb) => verb.run(global),
+            Verb::Hints(verb) => block_on(verb.run(global)),
             Verb::Cluster(args) => args.run("cluster"),
             Verb::Repair(args) => args.run("repair"),
-            Verb::Hints(args) => args.run("hints"),
             Verb::Transfers(args) => args.run("transfers"),
             Verb::Workers(args) => args.run("workers"),
         }

@@ -60,16 +60,16 @@ impl Pages {
         let clients = known
             .endpoints
             .iter()
-            .map(|endpoint| Client::connect(std::slice::from_ref(endpoint), global.timeout))
+            .map(|endpoint| Client::connect(std::slice::from_ref(endpoint), global.timeout()))
             .collect::<Result<Vec<_>, _>>()?;
-        request.timeout_ms = millis(global.timeout);
+        request.timeout_ms = millis(global.timeout());
         Ok(Pages {
             clients,
             given: global.endpoints.len(),
             at: 0,
             request,
             stream: None,
-            page_timeout: global.timeout,
+            page_timeout: global.timeout(),
             patience,
             waiting_since: Instant::now(),
             failures: 0,
@@ -194,7 +194,7 @@ impl Known {
         for node in status.nodes {
             let told = node.client_address;
             // One that can't be parsed is of no use; the given ones were checked above.
-            let usable = Client::connect(std::slice::from_ref(&told), global.timeout).is_ok();
+            let usable = Client::connect(std::slice::from_ref(&told), global.timeout()).is_ok();
             if node.state != "left" && usable && !endpoints.contains(&told) {
                 endpoints.push(told);
             }

@@ -103,7 +103,7 @@ impl ScanArgs {
         let request = self.request(global)?;
         let begin = request.cursor.clone();
         let known = Known::ask(global).await?;
-        let mut pages = Pages::new(global, &known, request, global.timeout)?;
+        let mut pages = Pages::new(global, &known, request, global.timeout())?;
         let mut out = BufWriter::new(io::stdout().lock());
         let end = loop {
             match pages.next().await {

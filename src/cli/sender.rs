@@ -63,7 +63,7 @@ impl Sender {
             .map(|first| {
                 let mut endpoints = known.endpoints.clone();
                 endpoints.rotate_left(first);
-                Client::connect(&endpoints, global.timeout)
+                Client::connect(&endpoints, global.timeout())
             })
             .collect::<Result<Vec<_>, _>>()?;
         Ok(Sender {

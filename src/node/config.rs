@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use self::values::Values;
 pub use self::values::{Problem, Source};
 use crate::types::ids::NodeId;
+use crate::types::limits;
 use crate::types::policy::Durability;
 
 /// All of a node's configuration.
@@ -37,6 +38,8 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// `[clock]`
     pub clock: ClockConfig,
+    /// `[hints]`
+    pub hints: HintsConfig,
     /// `[storage]`
     pub storage: StorageConfig,
     /// `[runtime]`
@@ -131,6 +134,30 @@ pub struct ClockConfig {
     pub max_skew_ms: u64,
 }
 
+/// What is kept for nodes that are away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HintsConfig {
+    /// How long hints are collected for a node, and how old one may be; 0 keeps none.
+    pub window_ms: u64,
+    /// Bytes for each node.
+    pub target_bytes: u64,
+    /// Bytes for all.
+    pub total_bytes: u64,
+    /// Bytes a second that are brought home to one node.
+    pub rate_bytes: u64,
+}
+
+impl Default for HintsConfig {
+    fn default() -> HintsConfig {
+        HintsConfig {
+            window_ms: u64::try_from(limits::HINT_WINDOW_DEFAULT.as_millis()).unwrap_or(u64::MAX),
+            target_bytes: limits::HINT_TARGET_BYTES_DEFAULT,
+            total_bytes: limits::HINT_TOTAL_BYTES_DEFAULT,
+            rate_bytes: limits::HINT_RATE_DEFAULT,
+        }
+    }
+}
+
 /// The storage engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StorageConfig {
@@ -161,7 +188,7 @@ struct Key {
 }
 
 /// Every key there is, in the order in which `config show` prints them.
-const KEYS: [Key; 20] = {
+const KEYS: [Key; 24] = {
     const fn key(
         section: &'static str,
         name: &'static str,
@@ -207,6 +234,12 @@ const KEYS: [Key; 20] = {
         key("clock", "max_skew_ms", "how far ahead another node's clock may be", |c| {
             c.clock.max_skew_ms.to_string()
         }),
+        key("hints", "window_ms", "how long hints are kept for a node that is away; 0 keeps none", |c| {
+            c.hints.window_ms.to_string()
+        }),
+        key("hints", "target_bytes", "bytes of hints for one node", |c| c.hints.target_bytes.to_string()),
+        key("hints", "total_bytes", "bytes of all hints", |c| c.hints.total_bytes.to_string()),
+        key("hints", "rate_bytes", "bytes of hints a second to one node", |c| c.hints.rate_bytes.to_string()),
         key("storage", "cache_bytes", "memory for cached pages", |c| c.storage.cache_bytes.to_string()),
         key("runtime", "threads", "worker threads of the async runtime", |c| c.runtime.threads.to_string()),
         key("log", "level", "error, warn, info, debug or trace; then target=level, by comma", |c| {

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::committer::{Committer, Incoming, Job};
 use super::env::Clock;
+use super::hints::Hints;
 use super::links::Links;
 use crate::machine::Machine;
 use crate::quorum::{put, read};
@@ -40,6 +41,8 @@ pub struct Driver {
     pub committer: Committer,
     /// The other nodes.
     pub links: Arc<Links>,
+    /// What is kept for those that are away.
+    pub hints: Arc<Hints>,
     /// Counters.
     pub metrics: Arc<Metrics>,
 }
@@ -134,6 +137,10 @@ impl Driver {
                         let record = minted.as_ref().map(|m: &Minted| m.record.clone()).unwrap_or_default();
                         queued.extend(self.send_fresh(&place, record, to, round, &events));
                     }
+                    put::Effect::Hint(target) => {
+                        let record = &minted.as_ref().expect("hints follow the own copy").record;
+                        self.hints.keep(target, &place.storage_key, record);
+                    }
                     put::Effect::Reply(result) => {
                         let done = result.map(|done| PutDone {
                             done,
@@ -179,7 +186,11 @@ impl Driver {
     ) -> Option<put::Event> {
         let answered = move |answer| put::Event::Answered { from: to, round, answer };
         let Some(link) = self.links.up(to) else { return Some(answered(put::Answer::Refused)) };
-        let operation = place.operation(operation::Kind::Store(proto::Store { record, fresh: true }));
+        let operation = place.operation(operation::Kind::Store(proto::Store {
+            record,
+            fresh: true,
+            ..Default::default()
+        }));
         let events = events.clone();
         let waiter = Box::new(move |result| {
             let answer = match result {
@@ -346,8 +357,11 @@ impl Driver {
                 self.committer.submit(Job::Apply(incoming, done));
                 continue;
             }
-            let operation =
-                place.operation(operation::Kind::Store(proto::Store { record: bytes, fresh: false }));
+            let operation = place.operation(operation::Kind::Store(proto::Store {
+                record: bytes,
+                fresh: false,
+                ..Default::default()
+            }));
             let (failed, none_left) = (events.clone(), left.clone());
             let waiter = Box::new(move |result| {
                 finished(matches!(result, Ok(answer::Kind::Stored(_))), &left, &events);

@@ -12,6 +12,7 @@ pub mod decrees;
 pub mod drive;
 pub mod env;
 pub mod gossip;
+pub mod hints;
 pub mod http;
 pub mod links;
 pub mod maps;

@@ -20,6 +20,7 @@ use tonic::Status;
 use super::committer::{Incoming, Job};
 use super::coordinator::Coordinator;
 use super::drive::Place;
+use super::hints::Kept;
 use super::links::{Links, Me, PROTOCOL_VERSION};
 use super::maps::Maps;
 use super::readings::page_of_wire;
@@ -35,6 +36,7 @@ use crate::storage::{Batch, schema};
 use crate::types::error::Cause;
 use crate::types::ids::{DiskId, KeyspaceId, NodeId, PartitionId};
 use crate::types::key::{Key, Position};
+use crate::types::time::WallMs;
 use crate::version::codec;
 use crate::version::hlc::Stamp;
 use crate::version::record::Digest;
@@ -194,6 +196,9 @@ impl Peers {
             Err(bad) => return reply.refuse(Reason::BadRequest, bad.to_string()),
         };
         let driver = &self.coordinator.driver;
+        if store.hinted_at_ms > 0 && driver.hints.is_too_old(WallMs(store.hinted_at_ms)) {
+            return reply.refuse(Reason::TooOld, "the hint is older than hints.window_ms");
+        }
         if store.fresh {
             let now = driver.clock.wall();
             let checked =
@@ -434,6 +439,10 @@ impl PeerHandler for Peers {
                     }
                 });
             }
+            Some(operation::Kind::Hints(_)) => match self.coordinator.driver.hints.kept() {
+                Ok(kept) => reply.send(answer::Kind::Hints(kept_to_wire(kept))),
+                Err(error) => reply.refuse(Reason::Storage, error.to_string()),
+            },
             Some(operation::Kind::Ping(_)) => reply.send(answer::Kind::Pong(true)),
             None => reply.refuse(Reason::BadRequest, "kind: is missing or not known"),
         }
@@ -452,4 +461,17 @@ impl PeerHandler for Peers {
             self.maps.answer_decree(request).await
         })
     }
+}
+
+/// What this node keeps, as peers are told.
+pub fn kept_to_wire(kept: Vec<Kept>) -> proto::KeptHints {
+    let one = |kept: Kept| proto::KeptFor {
+        target: kept.target.to_string(),
+        hints: kept.account.hints,
+        bytes: kept.account.bytes,
+        since_ms: kept.account.since.map_or(0, |since| since.0),
+        oldest: kept.oldest,
+        last: kept.last,
+    };
+    proto::KeptHints { targets: kept.into_iter().map(one).collect() }
 }

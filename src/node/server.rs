@@ -26,6 +26,7 @@ use super::coordinator::{Coordinator, Serving};
 use super::drive::Driver;
 use super::env::{ClusterClock, Env};
 use super::gossip::{self, GossipHandle, Standing};
+use super::hints::{self, Hints};
 use super::http::{HttpState, serve_http};
 use super::links::{Contact, Links, Me};
 use super::maps::Maps;
@@ -204,7 +205,16 @@ impl Node {
         );
         let (serving, serving_seen) =
             watch::channel(Serving::Starting("not yet admitted by its peers".into()));
+        let hints = Hints::load(
+            &config.hints,
+            committer.storage(),
+            committer.clone(),
+            env.clock.clone(),
+            metrics.clone(),
+        );
+        let hints = Arc::new(hints.map_err(|error| StartError::Storage(error.to_string()))?);
         let driver = Driver {
+            hints: hints.clone(),
             me: me.node,
             clock: env.clock.clone(),
             committer: committer.clone(),
@@ -247,6 +257,9 @@ impl Node {
         };
         node.serve(ports, peers, Arc::new(Ready { serving: serving_seen, metrics: metrics.clone() })).await?;
         links.connect_all();
+        for member in maps.current().layout.members.iter().filter(|member| member.id != me.node) {
+            node.tasks.push(tokio::spawn(hints::deliver(hints.clone(), links.clone(), member.id)));
+        }
         node.tasks.push(tokio::spawn(maps.clone().follow(links, gossip)));
         node.tasks.push(tokio::spawn(report(node.service.clone(), clock, metrics)));
         if config.node.durability == Durability::Interval {
@@ -465,7 +478,7 @@ async fn report(service: Arc<NodeService>, clock: Arc<ClusterClock>, metrics: Ar
             client_address: service.client_address.clone(),
             durability: service.durability.to_string(),
             disk_bytes,
-            hints: 0,
+            hints: service.coordinator.driver.hints.count(),
             load: u32::try_from(load).unwrap_or(u32::MAX),
         });
         if let Err(invalid) = told {

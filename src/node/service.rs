@@ -6,6 +6,9 @@ use std::time::Duration;
 use super::coordinator::{Coordinator, place};
 use super::gossip::GossipHandle;
 use super::maps::Maps;
+use super::peers::kept_to_wire;
+use tokio::sync::oneshot;
+
 use crate::gossip::membership::Liveness;
 use crate::quorum::page::Single;
 use crate::replica::fetch;
@@ -13,8 +16,8 @@ use crate::ring::layout::{ClusterMap, Member};
 use crate::ring::preflist::preference_list;
 use crate::rpc::proto::{self, answer, fetched, operation};
 use crate::rpc::requests::{
-    ClusterHandler, CreateKeyspaceError, ExplainView, GetDone, GetRequest, KvHandler, NewKeyspaceRequest,
-    NodeView, ReplicaView, ScanPage, ScanRequest, StatusView, WriteDone, WriteRequest,
+    ClusterHandler, CreateKeyspaceError, ExplainView, GetDone, GetRequest, HintLogView, HintsView, KvHandler,
+    NewKeyspaceRequest, NodeView, ReplicaView, ScanPage, ScanRequest, StatusView, WriteDone, WriteRequest,
 };
 use crate::rpc::transport::BoxFuture;
 use crate::telemetry::metrics::Verb;
@@ -25,8 +28,8 @@ use crate::types::policy::{Durability, Keyspace};
 use crate::version::codec;
 use crate::version::record::{Payload, Record};
 
-/// How long `explain` waits for a replica.
-const EXPLAIN_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long an operator's question waits for another node.
+const INQUIRY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The handlers.
 pub struct NodeService {
@@ -122,11 +125,52 @@ impl NodeService {
         {
             view.client_address = state.report.client_address;
             view.disk_bytes = state.report.disk_bytes;
-            view.hints = state.report.hints;
             view.durability = state.report.durability;
             view.map_version = state.report.map_version.0;
         }
         view
+    }
+
+    /// Asks a node what hints it keeps; none if it can't say.
+    fn ask_kept(&self, holder: NodeId) -> oneshot::Receiver<Option<Vec<proto::KeptFor>>> {
+        let (send, receive) = oneshot::channel();
+        let driver = &self.coordinator.driver;
+        if holder == driver.me {
+            let kept = driver.hints.kept().ok();
+            let _ = send.send(kept.map(|kept| kept_to_wire(kept).targets));
+            return receive;
+        }
+        let operation =
+            proto::Operation { kind: Some(operation::Kind::Hints(true)), ..proto::Operation::default() };
+        let waiter = Box::new(move |answer| {
+            let kept = match answer {
+                Ok(answer::Kind::Hints(kept)) => Some(kept.targets),
+                _ => None,
+            };
+            let _ = send.send(kept);
+        });
+        if let Some(link) = driver.links.up(holder) {
+            // A waiter that is dropped says that there is no answer.
+            let _ = link.send(operation, waiter);
+        }
+        receive
+    }
+
+    fn log_of(&self, map: &ClusterMap, holder: NodeId, kept: &proto::KeptFor) -> Option<HintLogView> {
+        let target = kept.target.parse().ok()?;
+        let name = |node| map.member(node).map(|member| member.name.clone()).unwrap_or_default();
+        Some(HintLogView {
+            holder,
+            holder_name: name(holder),
+            target,
+            target_name: name(target),
+            target_state: self.state_of(target).into(),
+            hints: kept.hints,
+            bytes: kept.bytes,
+            since_ms: kept.since_ms,
+            oldest: kept.oldest,
+            last: kept.last,
+        })
     }
 
     /// What a node holds of a key, for people.
@@ -137,12 +181,12 @@ impl NodeService {
             copy.map(|copy| copy.map(|copy| copy.record)).map_err(|_| ())
         } else {
             let fetch = proto::Fetch { have: bytes::Bytes::new(), inspect: true };
-            let (send, receive) = tokio::sync::oneshot::channel();
+            let (send, receive) = oneshot::channel();
             let operation = place.operation(operation::Kind::Fetch(fetch));
             let waiter = Box::new(move |answer| drop(send.send(answer)));
             let sent = driver.links.up(node).is_some_and(|link| link.send(operation, waiter).is_ok());
             let answer = match sent {
-                true => tokio::time::timeout(EXPLAIN_TIMEOUT, receive).await,
+                true => tokio::time::timeout(INQUIRY_TIMEOUT, receive).await,
                 false => return "?".into(),
             };
             match answer {
@@ -179,16 +223,43 @@ pub fn describe(record: &Record) -> String {
 }
 
 impl ClusterHandler for NodeService {
-    fn status(&self) -> StatusView {
-        let map = self.maps.current();
-        StatusView {
-            cluster_id: map.cluster.to_string(),
-            layout_version: map.layout.version.0,
-            map_version: map.version.0,
-            partitions: map.partitions.count(),
-            nodes: map.layout.members.iter().map(|member| self.node_view(&map, member)).collect(),
-            answered_by: self.coordinator.driver.me.to_string(),
-        }
+    fn status(&self) -> BoxFuture<'_, StatusView> {
+        Box::pin(async move {
+            let hints = self.hints().await;
+            let map = self.maps.current();
+            let view = |member: &Member| {
+                let waiting = hints.logs.iter().filter(|log| log.target == member.id).map(|log| log.hints);
+                NodeView { hints: waiting.sum(), ..self.node_view(&map, member) }
+            };
+            StatusView {
+                cluster_id: map.cluster.to_string(),
+                layout_version: map.layout.version.0,
+                map_version: map.version.0,
+                partitions: map.partitions.count(),
+                nodes: map.layout.members.iter().map(view).collect(),
+                answered_by: self.coordinator.driver.me.to_string(),
+            }
+        })
+    }
+
+    fn hints(&self) -> BoxFuture<'_, HintsView> {
+        Box::pin(async move {
+            let map = self.maps.current();
+            let asked = map.layout.members.iter().map(|member| (member.id, self.ask_kept(member.id)));
+            // All are asked before the first is waited for.
+            let asked: Vec<_> = asked.collect();
+            let deadline = tokio::time::Instant::now() + INQUIRY_TIMEOUT;
+            let mut view = HintsView::default();
+            for (holder, answer) in asked {
+                match tokio::time::timeout_at(deadline, answer).await {
+                    Ok(Ok(Some(kept))) => {
+                        view.logs.extend(kept.iter().filter_map(|kept| self.log_of(&map, holder, kept)));
+                    }
+                    _ => view.silent.push(holder),
+                }
+            }
+            view
+        })
     }
 
     fn map(&self) -> Arc<ClusterMap> {

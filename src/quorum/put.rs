@@ -15,6 +15,8 @@
 //!    nothing was sent, `NO`.
 //! 7. When `w` can't be reached any more the answer does not wait for the deadline.
 //! 8. The machine lives until each replica has answered or the deadline is there; then `Finished`, once.
+//! 9. A replica that has not acknowledged by then gets a hint, whatever the client was told, if the own copy was
+//!    stored.
 //!
 //! Invariants: one `Reply`, one `Finished`; no `Send` before `Stored` of the same round.
 //! Source: the coordinator of Dynamo (DeCandia et al. 2007), and Riak's `put_fsm`; rule 4 is Quoral's.
@@ -105,6 +107,8 @@ pub enum Effect {
         /// The round.
         round: u8,
     },
+    /// Keep what was minted last for this replica.
+    Hint(NodeId),
     /// Answer the client.
     Reply(Result<Done, Failure>),
     /// Nothing more will come.
@@ -172,6 +176,10 @@ impl Put {
     fn finish(&mut self, effects: &mut Vec<Effect>) {
         if !self.finished {
             self.finished = true;
+            let missed = self.plan.homes.iter().map(|h| h.0).filter(|n| !self.tally.has_acked(*n));
+            if self.ever_stored {
+                effects.extend(missed.filter(|n| *n != self.plan.me).map(Effect::Hint));
+            }
             effects.push(Effect::Finished);
         }
     }

@@ -28,7 +28,7 @@ impl<H: ClusterHandler> Cluster for ClusterService<H> {
         &self,
         _: Request<proto::StatusRequest>,
     ) -> Result<Response<proto::StatusResponse>, Status> {
-        let view = self.node.status();
+        let view = self.node.status().await;
         let node = |node: super::requests::NodeView| proto::NodeStatus {
             node_id: node.node_id,
             name: node.name,
@@ -57,6 +57,26 @@ impl<H: ClusterHandler> Cluster for ClusterService<H> {
         _: Request<proto::LayoutRequest>,
     ) -> Result<Response<proto::LayoutResponse>, Status> {
         Ok(Response::new(convert::layout_response(&self.node.map())))
+    }
+
+    async fn hints(&self, _: Request<proto::HintsRequest>) -> Result<Response<proto::HintsResponse>, Status> {
+        let view = self.node.hints().await;
+        let log = |log: super::requests::HintLogView| proto::HintLog {
+            holder: log.holder.to_string(),
+            holder_name: log.holder_name,
+            target: log.target.to_string(),
+            target_name: log.target_name,
+            target_state: log.target_state,
+            hints: log.hints,
+            bytes: log.bytes,
+            since_ms: log.since_ms,
+            oldest: log.oldest,
+            last: log.last,
+        };
+        Ok(Response::new(proto::HintsResponse {
+            logs: view.logs.into_iter().map(log).collect(),
+            silent: view.silent.iter().map(ToString::to_string).collect(),
+        }))
     }
 
     async fn create_keyspace(

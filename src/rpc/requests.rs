@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use super::transport::BoxFuture;
 use crate::types::error::{Failure, Invalid};
+use crate::types::ids::NodeId;
 use crate::types::key::Key;
 use crate::types::policy::{Conflicts, Keyspace, Level};
 use crate::types::time::WallMs;
@@ -158,6 +159,30 @@ pub struct StatusView {
     pub answered_by: String,
 }
 
+/// What one node keeps for another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct HintLogView {
+    pub holder: NodeId,
+    pub holder_name: String,
+    pub target: NodeId,
+    pub target_name: String,
+    pub target_state: String,
+    pub hints: u64,
+    pub bytes: u64,
+    pub since_ms: u64,
+    pub oldest: u64,
+    pub last: u64,
+}
+
+/// All hints that wait, and the nodes that did not say what they keep.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[allow(missing_docs)]
+pub struct HintsView {
+    pub logs: Vec<HintLogView>,
+    pub silent: Vec<NodeId>,
+}
+
 /// A replica as `explain` shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -208,7 +233,9 @@ pub enum CreateKeyspaceError {
 /// Answers the questions of operators.
 pub trait ClusterHandler: Send + Sync + 'static {
     /// Nodes and their states.
-    fn status(&self) -> StatusView;
+    fn status(&self) -> BoxFuture<'_, StatusView>;
+    /// The hints that wait on all nodes.
+    fn hints(&self) -> BoxFuture<'_, HintsView>;
     /// The encoded cluster map is decoded by the caller; this is the map itself.
     fn map(&self) -> std::sync::Arc<crate::ring::layout::ClusterMap>;
     /// Creates a keyspace.

@@ -3,6 +3,7 @@
 //! | first byte | key | value |
 //! | --- | --- | --- |
 //! | `d` | partition (2), keyspace (4), escaped partition key, sort key | checksummed record |
+//! | `h` | target node (8), sequence number (8) | checksummed hint |
 //! | `m` | name of a piece of the node's own state | checksummed `postcard` |
 //!
 //! A partition is one range to scan, hand over and drop; within a partition key, sort keys stay in byte
@@ -24,11 +25,13 @@
 
 use std::fmt;
 
-use crate::types::ids::{KeyspaceId, PartitionId};
+use crate::types::ids::{KeyspaceId, NodeId, PartitionId};
 use crate::types::key::Key;
 
 /// First byte of the key of a record.
 pub const RECORD_TAG: u8 = b'd';
+/// First byte of the key of a hint.
+pub const HINT_TAG: u8 = b'h';
 /// First byte of the key of the node's own state.
 pub const META_TAG: u8 = b'm';
 
@@ -129,6 +132,35 @@ pub fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
     let mut end = prefix[..=last].to_vec();
     end[last] += 1;
     Some(end)
+}
+
+/// Storage key of a hint for `target`.
+pub fn hint_key(target: NodeId, seq: u64) -> Vec<u8> {
+    let mut out = hint_prefix(target);
+    out.extend_from_slice(&seq.to_be_bytes());
+    out
+}
+
+fn hint_prefix(target: NodeId) -> Vec<u8> {
+    let mut out = vec![HINT_TAG];
+    out.extend_from_slice(&target.0.to_be_bytes());
+    out
+}
+
+/// First key (inclusive) and last (exclusive) of the hints for `target`, or of all.
+pub fn hint_range(target: Option<NodeId>) -> (Vec<u8>, Vec<u8>) {
+    let from = target.map_or(vec![HINT_TAG], hint_prefix);
+    // The tag is not 0xff, so there is an end.
+    let to = prefix_end(&from).unwrap_or_default();
+    (from, to)
+}
+
+/// Takes apart the storage key of a hint; `None` if it is not one.
+pub fn split_hint_key(storage_key: &[u8]) -> Option<(NodeId, u64)> {
+    let (tag, rest) = storage_key.split_first()?;
+    let (target, seq) = rest.split_first_chunk::<8>()?;
+    let seq = seq.try_into().ok()?;
+    (*tag == HINT_TAG).then(|| (NodeId(u64::from_be_bytes(*target)), u64::from_be_bytes(seq)))
 }
 
 /// Storage key of a piece of the node's own state.

@@ -74,6 +74,20 @@ pub struct Metrics {
     pub clock_skew: Counter,
     /// How far the own wall clock is ahead of what is believed of it, in milliseconds.
     pub clock_error: Gauge<i64>,
+    /// Hints written for replicas that did not take a write.
+    pub hints_stored: Counter,
+    /// Hints not kept: a limit, or the disk.
+    pub hints_refused: Counter,
+    /// Hints that their targets have taken.
+    pub hints_delivered: Counter,
+    /// Hints that were too old to be sent or taken.
+    pub hints_expired: Counter,
+    /// Hints found damaged.
+    pub hints_damaged: Counter,
+    /// Hints kept now.
+    pub hints_waiting: Gauge<u64, AtomicU64>,
+    /// Their bytes.
+    pub hint_bytes: Gauge<u64, AtomicU64>,
     /// Peers with a live link.
     pub links: Gauge<i64>,
     /// The version of the cluster map.
@@ -122,6 +136,13 @@ impl Default for Metrics {
                 "How far the own clock is ahead of what the others' allow",
                 Gauge::default()
             ),
+            hints_stored: register!("hints_stored", "Hints written", Counter::default()),
+            hints_refused: register!("hints_refused", "Hints that were not kept", Counter::default()),
+            hints_delivered: register!("hints_delivered", "Hints brought home", Counter::default()),
+            hints_expired: register!("hints_expired", "Hints that were too old", Counter::default()),
+            hints_damaged: register!("hints_damaged", "Hints found damaged", Counter::default()),
+            hints_waiting: register!("hints_waiting", "Hints kept now", Gauge::default()),
+            hint_bytes: register!("hint_bytes", "Bytes of the hints kept now", Gauge::default()),
             links: register!("peer_links", "Peers with a live link", Gauge::default()),
             map_version: register!("cluster_map_version", "Version of the cluster map", Gauge::default()),
             disk_bytes: register!("disk_bytes", "Bytes of the data directory", Gauge::default()),

@@ -87,6 +87,33 @@ pub const BYTES_IN_FLIGHT: usize = 128 << 20;
 /// The retry delay that a refused client is told.
 pub const RETRY_DELAY: Duration = Duration::from_millis(100);
 
+/// How long hints are collected for a node that is away, and how old one may be: a machine that has not come
+/// back by then is repaired, or replaced.
+pub const HINT_WINDOW_DEFAULT: Duration = Duration::from_secs(3 * 3_600);
+/// The longest that can be configured: what was purged meanwhile must not come back (a week keeps
+/// tombstones for a week).
+pub const HINT_WINDOW_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
+/// Bytes of hints for one node that is away: about a million small writes.
+pub const HINT_TARGET_BYTES_DEFAULT: u64 = 256 << 20;
+/// Bytes of all hints. They are read once at each start: a second or two.
+pub const HINT_TOTAL_BYTES_DEFAULT: u64 = 1 << 30;
+/// The most that either can be configured to.
+pub const HINT_BYTES_MAX: u64 = 1 << 40;
+/// Bytes of hints sent to one node in a second.
+pub const HINT_RATE_DEFAULT: u64 = 16 << 20;
+/// The most that it can be configured to: as fast as the network.
+pub const HINT_RATE_MAX: u64 = 10 << 30;
+/// Least and most bytes of hints in flight to one node.
+pub const HINT_WINDOW_BYTES: (u64, u64) = (16 << 10, 4 << 20);
+/// How much later than at its fastest a node may answer before hints give way: a group of syncs or two.
+pub const HINT_DELAY: Duration = Duration::from_millis(15);
+/// How long delivery waits after a refusal, and before it looks for new hints.
+pub const HINT_PAUSE: Duration = Duration::from_secs(1);
+/// Hints in one page of delivery, and the bytes after which it is closed.
+pub const HINT_PAGE_ITEMS: usize = 1_000;
+/// Bytes after which a page of hints is closed.
+pub const HINT_PAGE_BYTES: u64 = 1 << 20;
+
 /// Most entries in one page of a scan.
 pub const SCAN_PAGE_ITEMS: usize = 1_000;
 /// Bytes of records after which a page of a scan is closed.
@@ -139,6 +166,8 @@ const _: () = assert!(PARTITIONS_MAX - 1 <= u16::MAX as u32);
 const _: () = assert!(CLOCK_LEASE.as_millis() * 2 < CLOCK_SKEW_DEFAULT.as_millis());
 const _: () = assert!(HEDGE_AFTER.as_millis() * 10 < TIMEOUT_DEFAULT.as_millis());
 const _: () = assert!(ENVELOPE_BYTES < MESSAGE_BYTES_MAX && SCAN_PAGE_BYTES < MESSAGE_BYTES_MAX);
+const _: () = assert!(HINT_WINDOW_BYTES.0 < HINT_WINDOW_BYTES.1 && HINT_WINDOW_BYTES.1 < LINK_BYTES as u64);
+const _: () = assert!(HINT_TARGET_BYTES_DEFAULT <= HINT_TOTAL_BYTES_DEFAULT);
 const _: () = assert!(NODES_MAX < u16::MAX as usize);
 const _: () = assert!(GOSSIP_ADDRESS_BYTES + NAME_BYTES + 128 <= GOSSIP_STATE_BYTES);
 const _: () = assert!(2 * GOSSIP_STATE_BYTES + 256 <= GOSSIP_PACKET_BYTES);

@@ -349,6 +349,10 @@ impl Cluster for Fake {
         Ok(Response::new(ListKeyspacesResponse { keyspaces: keyspaces(), map_version: 1 }))
     }
 
+    async fn hints(&self, _: Request<HintsRequest>) -> Result<Response<HintsResponse>, Status> {
+        Err(Status::unimplemented("hints"))
+    }
+
     async fn explain(&self, _: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
         Err(Status::unimplemented("explain"))
     }

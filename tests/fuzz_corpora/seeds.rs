@@ -3,20 +3,27 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use foca::{Codec as _, Header, Member as Told, Message as Word, PostcardCodec};
 use prost::Message as _;
 use quoral::gossip::digest::{NodeReport, NodeState};
 use quoral::gossip::identity::Identity;
 use quoral::gossip::packet::{Hello, Packet, seal};
+use quoral::hinted::queue::{Book, Limits};
 use quoral::node::config::Checked;
 use quoral::replica::stored::Line;
 use quoral::ring::decree::{Acceptor, Ballot};
 use quoral::ring::layout::{ClusterMap, Member, NewKeyspace};
 use quoral::ring::partition::Partitions;
 use quoral::rpc::{convert, proto};
+use quoral::storage::Write;
+use quoral::storage::memory::MemoryStorage;
+use quoral::storage::schema::{open, record_key};
 use quoral::types::error::{Cause, Failure};
-use quoral::types::ids::{Birth, ClusterId, Incarnation, MapVersion, NodeId, Nonce};
+use quoral::types::ids::{Birth, ClusterId, Incarnation, KeyspaceId, MapVersion, NodeId, Nonce, PartitionId};
+use quoral::types::key::Key;
 use quoral::types::policy::Conflicts;
 use quoral::types::time::WallMs;
 use quoral::version::codec::{ClientContext, encode_context, encode_record, sealed_context};
@@ -34,6 +41,7 @@ pub fn of(target: &str) -> Seeds {
     match target {
         "records" => records(),
         "contexts" => contexts(),
+        "hints" => hints(),
         "client_requests" => client_requests(),
         "peer_messages" => peer_messages(),
         "configs" => configs(),
@@ -232,12 +240,18 @@ fn operations() -> proto::Operations {
     };
     let forward = |request| proto::Forward { timeout_ms: 100, request: Some(request) };
     let kinds = vec![
-        Kind::Store(proto::Store { record: encode_record(&siblings()).into(), fresh: true }),
+        Kind::Store(proto::Store { record: encode_record(&siblings()).into(), fresh: true, hinted_at_ms: 0 }),
         Kind::Fetch(proto::Fetch { have: Bytes::from_static(&[7; 16]), inspect: false }),
         Kind::Page(page),
         Kind::Forward(forward(proto::forward::Request::Put(put()))),
         Kind::Forward(forward(proto::forward::Request::Get(get()))),
         Kind::Forward(forward(proto::forward::Request::Delete(delete()))),
+        Kind::Store(proto::Store {
+            record: encode_record(&lww(5 << 16, "v")).into(),
+            fresh: false,
+            hinted_at_ms: 9,
+        }),
+        Kind::Hints(true),
         Kind::Ping(true),
     ];
     proto::Operations {
@@ -250,6 +264,21 @@ fn operations() -> proto::Operations {
         up_us: 9_000_000,
         believed_ms: 1_700_000_000_000,
     }
+}
+
+/// The bodies of stored hints.
+fn hints() -> Seeds {
+    let limits = Limits { window: Duration::from_secs(60), target_bytes: 1 << 20, total_bytes: 1 << 20 };
+    let mut book = Book::load(&MemoryStorage::new(), limits).expect("memory can be read");
+    let key = Key::new(&b"key"[..], &b"sort"[..]).expect("a key");
+    let storage_key = record_key(PartitionId(3), KeyspaceId(1), &key);
+    let mut body = |record: &[u8]| {
+        let new =
+            book.add(WallMs(1_800_000_000_000), NodeId(2), &storage_key, record).expect("there is room");
+        let Write::Put(key, value) = &new.batch.writes[0] else { panic!("a put") };
+        open(key, value).expect("sealed").to_vec()
+    };
+    vec![("siblings", body(&encode_record(&siblings()))), ("no-record", body(b"junk"))]
 }
 
 fn answers() -> proto::Answers {

@@ -16,6 +16,7 @@ mod client;
 mod cluster;
 mod crashes;
 mod dev;
+mod hints;
 mod load;
 mod ownership;
 mod semantics;

@@ -17,7 +17,7 @@ const SEEDS_MAX: u64 = 500;
 const CANARIES: [(Canary, &str, Option<u64>); 15] = [
     (Canary::AckBeforeSync, "G1", Some(0)),
     (Canary::UnsyncedRead, "G3", None),
-    (Canary::NotFoundWins, "G2", Some(6)),
+    (Canary::NotFoundWins, "G2", Some(18)),
     (Canary::WriteBackOff, "G3", None),
     (Canary::SupersededIgnored, "G4", None),
     (Canary::ClockBoundForgotten, "F13", None),

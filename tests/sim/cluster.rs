@@ -14,8 +14,8 @@ use std::time::{Duration, SystemTime};
 
 use quoral::canary::{self, Canary};
 use quoral::node::config::{
-    BootstrapConfig, BootstrapNode, ClockConfig, Config, LimitsConfig, ListenConfig, LogConfig, NodeConfig,
-    RuntimeConfig, StorageConfig,
+    BootstrapConfig, BootstrapNode, ClockConfig, Config, HintsConfig, LimitsConfig, ListenConfig, LogConfig,
+    NodeConfig, RuntimeConfig, StorageConfig,
 };
 use quoral::node::env::{CommitMode, Env};
 use quoral::node::server::{Disk, Node};
@@ -213,6 +213,7 @@ fn config(index: usize, setup: &Setup) -> Config {
             bytes_in_flight: setup.bytes_limit,
         },
         clock: ClockConfig { max_skew_ms: 500 },
+        hints: HintsConfig::default(),
         storage: StorageConfig { cache_bytes: limits::CACHE_BYTES_DEFAULT },
         runtime: RuntimeConfig { threads: 1 },
         log: LogConfig { level: "info".into() },
@@ -445,6 +446,8 @@ impl Cluster {
             counts.push((format!("{}: bytes of requests", host.name), bytes, coordinator.bytes_limit));
             let unsynced = usize::from(coordinator.driver.committer.unsettled_any().is_some());
             counts.push((format!("{}: groups that wait for a sync", host.name), unsynced, 1));
+            let hints = usize::try_from(coordinator.driver.hints.count()).unwrap_or(usize::MAX);
+            counts.push((format!("{}: hints", host.name), hints, usize::MAX));
             for other in self.hosts.iter().filter(|other| other.id != host.id) {
                 let Some(link) = coordinator.driver.links.up(other.id) else { continue };
                 let name = format!("{} to {}", host.name, other.name);
@@ -453,6 +456,12 @@ impl Cluster {
             }
         }
         counts
+    }
+
+    /// How many hints wait on all hosts.
+    pub fn hints(&self) -> u64 {
+        let services = self.hosts.iter().filter_map(|host| host.service());
+        services.map(|service| service.coordinator.driver.hints.count()).sum()
     }
 
     /// Looks at all gauges.

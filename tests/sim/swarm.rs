@@ -20,6 +20,8 @@ use crate::workload::{add_client, keys};
 
 /// The bar for the time from the repair to the first write that all replicas take, through every node.
 pub const RECOVERY_MS: u64 = 3_000;
+/// How long after the repair all hints must be home: a refused one waits for a second, a few may be refused twice.
+const HINTS_HOME_MS: u64 = 10_000;
 /// How often the gauges are looked at.
 const SAMPLE_MS: u64 = 20;
 
@@ -145,6 +147,10 @@ fn calm(cluster: &mut Cluster, draw: &Draw, patience: Duration) -> Vec<Finding> 
     // What is under way from before the repair ends at its deadline, at the latest.
     let repaired = cluster.now_ms();
     while cluster.now_ms() < repaired + 2_000 {
+        cluster.step();
+    }
+    // Hints come home by themselves; G9's check finds what is left of them.
+    while cluster.hints() > 0 && cluster.now_ms() < repaired + HINTS_HOME_MS {
         cluster.step();
     }
     let wrong = Arc::new(Mutex::new(Vec::new()));

@@ -160,7 +160,7 @@ impl BenchArgs {
             seed: self.seed,
             r: self.r.map(request::read_level),
             w: self.w.map(request::put_level),
-            timeout: global.timeout,
+            timeout: global.timeout(),
         }
     }
 }

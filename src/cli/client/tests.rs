@@ -13,8 +13,8 @@ use super::*;
 use crate::rpc::proto::cluster_server::{Cluster as Service, ClusterServer};
 use crate::rpc::proto::{
     self, CreateKeyspaceRequest, CreateKeyspaceResponse, ExplainRequest, ExplainResponse, Failure,
-    LayoutRequest, LayoutResponse, ListKeyspacesRequest, ListKeyspacesResponse, StatusRequest,
-    StatusResponse,
+    HintsRequest, HintsResponse, LayoutRequest, LayoutResponse, ListKeyspacesRequest, ListKeyspacesResponse,
+    StatusRequest, StatusResponse,
 };
 
 /// What a fake node does with a request.
@@ -74,6 +74,9 @@ impl Service for Handle {
         &self,
         r: Request<ListKeyspacesRequest>,
     ) -> Result<Response<ListKeyspacesResponse>, Status> {
+        self.answer(&r).await
+    }
+    async fn hints(&self, r: Request<HintsRequest>) -> Result<Response<HintsResponse>, Status> {
         self.answer(&r).await
     }
     async fn explain(&self, r: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {

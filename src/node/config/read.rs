@@ -13,8 +13,8 @@ use std::str::FromStr;
 
 use super::values::{Source, Values};
 use super::{
-    BootstrapConfig, BootstrapNode, ClockConfig, Config, LimitsConfig, ListenConfig, LogConfig, NodeConfig,
-    RuntimeConfig, StorageConfig,
+    BootstrapConfig, BootstrapNode, ClockConfig, Config, HintsConfig, LimitsConfig, ListenConfig, LogConfig,
+    NodeConfig, RuntimeConfig, StorageConfig,
 };
 use crate::types::ids::NodeId;
 use crate::types::limits;
@@ -44,6 +44,19 @@ pub(super) fn read(values: &mut Values, file: &Path) -> Option<Config> {
     let (skew_max, skew) = (millis(limits::CLOCK_SKEW_MAX), millis(limits::CLOCK_SKEW_DEFAULT));
     let clock =
         ClockConfig { max_skew_ms: values.number("clock.max_skew_ms", 1..=skew_max, "ms").unwrap_or(skew) };
+    let window = 0..=millis(limits::HINT_WINDOW_MAX);
+    let bytes = 1..=limits::HINT_BYTES_MAX;
+    let usual = HintsConfig::default();
+    let hints = HintsConfig {
+        window_ms: values.number("hints.window_ms", window, "ms").unwrap_or(usual.window_ms),
+        target_bytes: values
+            .number("hints.target_bytes", bytes.clone(), "bytes")
+            .unwrap_or(usual.target_bytes),
+        total_bytes: values.number("hints.total_bytes", bytes, "bytes").unwrap_or(usual.total_bytes),
+        rate_bytes: values
+            .number("hints.rate_bytes", 1_024..=limits::HINT_RATE_MAX, "bytes")
+            .unwrap_or(usual.rate_bytes),
+    };
     let cache = limits::CACHE_BYTES_MIN..=limits::CACHE_BYTES_MAX;
     let storage = StorageConfig {
         cache_bytes: values
@@ -58,6 +71,7 @@ pub(super) fn read(values: &mut Values, file: &Path) -> Option<Config> {
         bootstrap: bootstrap?,
         limits,
         clock,
+        hints,
         storage,
         runtime: RuntimeConfig { threads },
         log: LogConfig { level },
