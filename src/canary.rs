@@ -38,7 +38,7 @@ pub enum Canary {
     SiblingForgotten,
     /// A proposer of a cluster map takes its own vote for a majority (F23).
     VotesIgnored,
-    /// A node goes back to an older cluster map when one comes late.
+    /// A node takes any cluster map that it is given, older ones too.
     StaleMap,
     /// Bytes in flight on a link are not given back when it breaks (F28).
     BytesLeaked,

@@ -99,7 +99,8 @@ impl Maps {
     pub async fn pull(&self, links: &Links, from: NodeId) -> Result<(), String> {
         let Some(channel) = links.channel(from) else { return Ok(()) };
         let mut client = PeerClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        let request = proto::PullMapRequest { have_version: self.current().version.0 };
+        let have_version = if canary::sings(Canary::StaleMap) { 0 } else { self.current().version.0 };
+        let request = proto::PullMapRequest { have_version };
         let answer = tokio::time::timeout(PULL_TIMEOUT, client.pull_map(request)).await;
         let answer = answer.map_err(|_| "no answer".to_owned())?.map_err(|status| status.to_string())?;
         let bytes = answer.into_inner().map;

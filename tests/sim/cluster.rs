@@ -29,7 +29,9 @@ use quoral::types::limits;
 use quoral::types::policy::Durability;
 use turmoil::Sim;
 
+use crate::check::Finding;
 use crate::check::honest::Gauge;
+use crate::check::state::MapWatch;
 use crate::clock::{EPOCH_MS, Offset, SimClock};
 use crate::draw::default_space;
 use crate::history::{Recorder, Space};
@@ -138,6 +140,9 @@ pub struct Cluster {
     pub first_map: ClusterMap,
     up: Vec<bool>,
     gauges: BTreeMap<String, Gauge>,
+    map_watch: MapWatch,
+    /// Nodes that went back to an older cluster map.
+    pub went_back: Vec<Finding>,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -304,7 +309,21 @@ impl Cluster {
         let names = hosts.iter().map(|host| host.name.clone()).collect();
         let up = vec![true; hosts.len()];
         let (recorder, gauges) = (Recorder::default(), BTreeMap::new());
-        Cluster { sim, hosts, recorder, names, setup, loss, first_map, up, gauges, _turn: turn }
+        let (map_watch, went_back) = (MapWatch::default(), Vec::new());
+        Cluster {
+            sim,
+            hosts,
+            recorder,
+            names,
+            setup,
+            loss,
+            first_map,
+            up,
+            gauges,
+            map_watch,
+            went_back,
+            _turn: turn,
+        }
     }
 
     /// The names of the nodes' hosts.
@@ -464,8 +483,12 @@ impl Cluster {
         services.map(|service| service.coordinator.driver.hints.count()).sum()
     }
 
-    /// Looks at all gauges.
+    /// Looks at all gauges, and at the version of each node's cluster map.
     pub fn sample(&mut self) {
+        for host in &self.hosts {
+            let version = host.service().map(|service| service.maps.current().version);
+            self.went_back.extend(version.and_then(|version| self.map_watch.saw(host.id, version)));
+        }
         for (name, count, limit) in self.counts() {
             let gauge = self.gauges.entry(name.clone()).or_insert(Gauge { name, most: 0, limit, left: 0 });
             gauge.most = gauge.most.max(count);

@@ -79,6 +79,7 @@ pub fn run(seed: u64, canary: Option<Canary>) -> Report {
     wrong.extend(honest::f13_stamps_grow(&ops, |op| is_only_home(&cluster, op)));
     wrong.extend(cluster.missing().into_iter().map(|text| Finding::new("recovery", text)));
     wrong.extend(honest::g9_bounded(&cluster.gauges()));
+    wrong.append(&mut cluster.went_back);
     let maps = cluster.maps();
     wrong.extend(f23_one_map(&maps, &cluster.recorder.creations()));
     let newest = maps.into_iter().map(|(_, map)| map).max_by_key(|map| map.version);

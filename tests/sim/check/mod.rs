@@ -13,6 +13,7 @@
 //! | [`honest::g8_deadlines`] | every request ends at its deadline |
 //! | [`honest::g9_bounded`] | no gauge passes its limit, and all are back at zero in the end |
 //! | [`honest::f13_stamps_grow`] | the stamps of one coordinator grow, over restarts too |
+//! | [`state::MapWatch`] | no node goes back to an older cluster map |
 //! | [`state::f23_one_map`] | all nodes hold one cluster map, with every keyspace that was said to be made |
 //!
 //! G6 needs sloppy quorums, which are not built: its checker comes with them.

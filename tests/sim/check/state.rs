@@ -11,7 +11,7 @@ use quoral::replica::stored;
 use quoral::ring::layout::ClusterMap;
 use quoral::ring::preflist::homes;
 use quoral::storage::{Storage, schema};
-use quoral::types::ids::NodeId;
+use quoral::types::ids::{MapVersion, NodeId};
 
 use super::Finding;
 use crate::history::Creation;
@@ -63,6 +63,18 @@ pub fn g7_converges(map: &ClusterMap, nodes: &[(NodeId, Holding)]) -> Vec<Findin
         wrong.extend(strays.map(|(id, _)| finding(format!("{place:?} is on {id}, which is no home of it"))));
     }
     wrong
+}
+
+/// F23: the cluster map that a node acts on is never an older one than before, over restarts too.
+#[derive(Default)]
+pub struct MapWatch(BTreeMap<NodeId, MapVersion>);
+
+impl MapWatch {
+    /// Notes what a node acts on now.
+    pub fn saw(&mut self, node: NodeId, version: MapVersion) -> Option<Finding> {
+        let before = self.0.insert(node, version).filter(|before| *before > version)?;
+        Some(Finding::new("F23", format!("node {node} went back from map {before} to {version}")))
+    }
 }
 
 /// F23: one cluster map everywhere, and in it every keyspace that a client was told of, as it was asked for.

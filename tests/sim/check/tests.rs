@@ -8,14 +8,14 @@ use quoral::ring::partition::Partitions;
 use quoral::ring::preflist::homes;
 use quoral::storage::memory::MemoryStorage;
 use quoral::storage::{Batch, Storage, schema};
-use quoral::types::ids::{KeyspaceId, NodeId, PartitionId};
+use quoral::types::ids::{KeyspaceId, MapVersion, NodeId, PartitionId};
 use quoral::types::key::{Key, Position};
 use quoral::types::policy::Conflicts;
 
 use super::guarantees::*;
 use super::honest::*;
 use super::register::g3_register;
-use super::state::{Holding, f23_one_map, g7_converges, holding};
+use super::state::{Holding, MapWatch, f23_one_map, g7_converges, holding};
 use super::{Finding, meets};
 use crate::history::{Action, Creation, Op, Outcome, Seq, Space, Value};
 
@@ -345,6 +345,14 @@ fn g7_finds_what_is_no_record() {
     batch.put(unknown.clone(), *b"no record");
     storage.write(&batch).expect("written");
     assert!(matches!(holding(&storage).get(&unknown), Some(Err(_))), "damaged bytes are no record");
+}
+
+#[test]
+fn f23_finds_nodes_that_go_back_to_an_older_map() {
+    let mut watch = MapWatch::default();
+    let versions = [(1, 1), (2, 3), (1, 2), (1, 2)];
+    assert!(versions.iter().all(|(node, version)| watch.saw(NodeId(*node), MapVersion(*version)).is_none()));
+    assert!(watch.saw(NodeId(1), MapVersion(1)).is_some());
 }
 
 #[test]
