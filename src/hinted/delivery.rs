@@ -39,7 +39,7 @@ pub struct Pace {
 pub struct Loaded {
     /// Its number.
     pub seq: u64,
-    /// Its bytes.
+    /// Its bytes, and what it costs besides, in bytes.
     pub bytes: u64,
     /// Whether it may not be sent any more.
     pub too_old: bool,

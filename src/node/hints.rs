@@ -21,7 +21,9 @@ use crate::rpc::proto::{self, answer, operation, refusal::Reason};
 use crate::storage::{Storage, StorageError, schema};
 use crate::telemetry::metrics::Metrics;
 use crate::types::ids::NodeId;
-use crate::types::limits::{HINT_DELAY, HINT_PAGE_BYTES, HINT_PAGE_ITEMS, HINT_PAUSE, HINT_WINDOW_BYTES};
+use crate::types::limits::{
+    HINT_COST_BYTES, HINT_DELAY, HINT_PAGE_BYTES, HINT_PAGE_ITEMS, HINT_PAUSE, HINT_WINDOW_BYTES,
+};
 use crate::types::time::{Mono, WallMs};
 
 /// What is kept for one target, as operators see it.
@@ -252,7 +254,7 @@ impl Runner {
             if too_old {
                 self.hints.metrics.hints_expired.inc();
             }
-            loaded.push(Loaded { seq: hint.seq, bytes: hint.bytes, too_old });
+            loaded.push(Loaded { seq: hint.seq, bytes: hint.bytes + HINT_COST_BYTES, too_old });
             self.loaded.insert(hint.seq, hint);
         }
         let _ = self.events.send(Event::Page(loaded, page.more));

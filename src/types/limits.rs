@@ -103,10 +103,12 @@ pub const HINT_BYTES_MAX: u64 = 1 << 40;
 pub const HINT_RATE_DEFAULT: u64 = 16 << 20;
 /// The most that it can be configured to: as fast as the network.
 pub const HINT_RATE_MAX: u64 = 10 << 30;
-/// Least and most bytes of hints in flight to one node.
-pub const HINT_WINDOW_BYTES: (u64, u64) = (16 << 10, 4 << 20);
-/// How much later than at its fastest a node may answer before hints give way: a group of syncs or two.
-pub const HINT_DELAY: Duration = Duration::from_millis(15);
+/// Least and most bytes of hints in flight to one node: 14 small ones, and about 450.
+pub const HINT_WINDOW_BYTES: (u64, u64) = (16 << 10, 512 << 10);
+/// What a hint costs its target on top of its bytes: a small one takes as much time as a kilobyte.
+pub const HINT_COST_BYTES: u64 = 1 << 10;
+/// How much later than at its fastest a node may answer before hints give way: about one sync more.
+pub const HINT_DELAY: Duration = Duration::from_millis(5);
 /// How long delivery waits after a refusal, and before it looks for new hints.
 pub const HINT_PAUSE: Duration = Duration::from_secs(1);
 /// Hints in one page of delivery, and the bytes after which it is closed.
