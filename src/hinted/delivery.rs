@@ -41,7 +41,7 @@ pub struct Loaded {
     pub seq: u64,
     /// Its bytes, and what it costs besides, in bytes.
     pub bytes: u64,
-    /// Whether it may not be sent any more.
+    /// Whether it may not be sent any more, or can't be read.
     pub too_old: bool,
 }
 

@@ -243,12 +243,14 @@ impl Runner {
             tracing::error!(target = %self.target, %error, "hints can't be read");
             queue::Page::default()
         });
-        for (seq, bytes) in &page.damaged {
+        let mut loaded = Vec::with_capacity(page.hints.len() + page.damaged.len());
+        // What can't be read is for the machine like what is too old: passed over, and forgotten once.
+        for (seq, bytes) in page.damaged {
             self.hints.metrics.hints_damaged.inc();
             tracing::error!(target = %self.target, seq, "a hint is damaged, and dropped");
-            self.hints.forget(self.target, &[*seq], *bytes);
+            loaded.push(Loaded { seq, bytes, too_old: true });
+            self.loaded.insert(seq, bytes_only(seq, bytes));
         }
-        let mut loaded = Vec::with_capacity(page.hints.len());
         for hint in page.hints {
             let too_old = self.hints.is_too_old(hint.at);
             if too_old {
@@ -287,6 +289,11 @@ impl Runner {
             let _ = self.events.send(answered(Answer::Refused));
         }
     }
+}
+
+/// What stands for a hint that can't be read, until it is forgotten.
+fn bytes_only(seq: u64, bytes: u64) -> Hint {
+    Hint { seq, at: WallMs(0), storage_key: Vec::new(), record: Bytes::new(), bytes }
 }
 
 /// A hint as its target takes it; none if its storage key is not one of a record.
