@@ -246,7 +246,7 @@ impl Links {
         let told = self.told.lock().unwrap_or_else(PoisonError::into_inner).get(&node).copied();
         let Some(told) = told else { return true };
         let passed_ms = self.clock.mono().micros_since(told.at) / 1_000;
-        let limit = (told.believed.0 + passed_ms).max(told.hlc.wall().0);
+        let limit = told.believed.0.saturating_add(passed_ms).max(told.hlc.wall().0);
         stamp.0 <= limit.saturating_add(2 * max_skew_ms)
     }
 
