@@ -4,7 +4,8 @@
 //! 1. A peer of another cluster, another protocol or not in the cluster map is refused, and told why.
 //! 2. The data directory of each node is remembered, durably, before it is admitted, with the count of its starts:
 //!    one with another disk under a known node id has lost its disk, one with fewer starts is an older copy
-//!    of it (a copy taken since its last start can't be told). Neither may vote in a read quorum; both are refused until repair can refill them.
+//!    of it (one taken since its last start can't be told). Neither may vote in a read quorum; both are refused
+//!    until repair can refill them.
 //! 3. Of two live processes with one node id the later is refused.
 //! 4. An operation under another layout version, or on a partition that is not this node's, is refused.
 //! 5. Until this node is admitted itself it carries out nothing, so what it may have lost is no answer.
