@@ -140,6 +140,7 @@ impl ReadScript {
             candidates: homes.iter().copied().filter(|n| !down.contains(n)).collect(),
             homes,
             r: o["r"].parse().expect("a number"),
+            holders: o.get("holders").map_or(0, |h| h.parse().expect("a number")),
             deadline: Mono(5_000),
             hedge_after: Duration::from_micros(100),
             layout_version: LayoutVersion(1),

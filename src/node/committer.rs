@@ -22,6 +22,7 @@ use super::env::{Clock, CommitMode};
 use crate::canary::{self, Canary};
 use crate::replica::apply::{self, Applied, Outcome};
 use crate::replica::mint::{self, Mint, MintError, Minted, Minter};
+use crate::replica::requests::Entry;
 use crate::replica::stored::LoadError;
 use crate::storage::{Batch, Storage, StorageError};
 use crate::telemetry::metrics::Metrics;
@@ -52,6 +53,8 @@ pub struct Incoming {
     pub bytes: Bytes,
     /// Whether its coordinator has just stamped it.
     pub fresh: bool,
+    /// What to remember of it under its request id.
+    pub entry: Option<Entry>,
 }
 
 #[derive(Default)]
@@ -301,9 +304,20 @@ impl Shared {
     }
 
     fn apply(&self, incoming: &Incoming, wrote: &mut bool) -> Result<Outcome, Cause> {
-        let Incoming { storage_key, record, bytes, fresh } = incoming;
+        let Incoming { storage_key, record, bytes, fresh, entry } = incoming;
         let applied = apply::apply(&*self.storage, storage_key, record, bytes, *fresh);
-        let Applied { outcome, healed } = applied.map_err(|error| load_cause(&error))?;
+        let Applied { mut outcome, healed } = applied.map_err(|error| load_cause(&error))?;
+        if let Some(entry) = entry
+            && !matches!(outcome, Outcome::Superseded(_))
+        {
+            let mut batch = match outcome {
+                Outcome::Changed(batch) => batch,
+                _ => Batch::new(),
+            };
+            entry.remember(self.clock.wall(), &mut batch);
+            self.metrics.requests_remembered.inc();
+            outcome = Outcome::Changed(batch);
+        }
         if healed {
             self.metrics.damaged_records.inc();
             tracing::warn!(key = ?storage_key, "a damaged record was replaced by a replica's");
@@ -315,6 +329,9 @@ impl Shared {
     }
 
     fn count_mint(&self, minted: &Minted) {
+        if minted.entry.is_some() {
+            self.metrics.requests_remembered.inc();
+        }
         if minted.versions > SIBLINGS_WARN {
             self.metrics.many_siblings.inc();
         }

@@ -114,7 +114,7 @@ impl Driver {
     ) {
         let (events, mut incoming) = mpsc::unbounded_channel();
         let (mut machine, mut effects) = (put::Put::new(plan), Vec::new());
-        let (mut reply, mut minted, mut deadline) = (Some(reply), None, None);
+        let (mut reply, mut minted, mut deadline) = (Some(reply), None::<Minted>, None);
         let mut next = Some(put::Event::Start);
         loop {
             if let Some(event) = next.take() {
@@ -134,8 +134,8 @@ impl Driver {
                         self.committer.submit(Job::Mint(write.clone(), done));
                     }
                     put::Effect::Send { to, round } => {
-                        let record = minted.as_ref().map(|m: &Minted| m.record.clone()).unwrap_or_default();
-                        queued.extend(self.send_fresh(&place, record, to, round, &events));
+                        let minted = minted.as_ref().expect("what is sent is minted");
+                        queued.extend(self.send_fresh(&place, minted, to, round, &events));
                     }
                     put::Effect::Hint(target) => {
                         let record = &minted.as_ref().expect("hints follow the own copy").record;
@@ -179,7 +179,7 @@ impl Driver {
     fn send_fresh(
         &self,
         place: &Place,
-        record: Bytes,
+        minted: &Minted,
         to: NodeId,
         round: u8,
         events: &mpsc::UnboundedSender<PutEvent>,
@@ -187,8 +187,9 @@ impl Driver {
         let answered = move |answer| put::Event::Answered { from: to, round, answer };
         let Some(link) = self.links.up(to) else { return Some(answered(put::Answer::Refused)) };
         let operation = place.operation(operation::Kind::Store(proto::Store {
-            record,
+            record: minted.record.clone(),
             fresh: true,
+            remember: minted.entry.map(|entry| entry.encode().into()).unwrap_or_default(),
             ..Default::default()
         }));
         let events = events.clone();
@@ -353,7 +354,8 @@ impl Driver {
             if node == self.me {
                 let done =
                     Box::new(move |result: Result<Outcome, Cause>| finished(result.is_ok(), &left, &events));
-                let incoming = Incoming { storage_key: place.storage_key, record, bytes, fresh: false };
+                let incoming =
+                    Incoming { storage_key: place.storage_key, record, bytes, fresh: false, entry: None };
                 self.committer.submit(Job::Apply(incoming, done));
                 continue;
             }

@@ -299,7 +299,8 @@ fn bytes_only(seq: u64, bytes: u64) -> Hint {
 /// A hint as its target takes it; none if its storage key is not one of a record.
 fn operation_of(hint: &Hint) -> Option<proto::Operation> {
     let (_, keyspace, key) = schema::split_record_key(&hint.storage_key)?;
-    let store = proto::Store { record: hint.record.clone(), fresh: false, hinted_at_ms: hint.at.0 };
+    let store =
+        proto::Store { record: hint.record.clone(), hinted_at_ms: hint.at.0, ..proto::Store::default() };
     Some(proto::Operation {
         id: 0,
         keyspace_id: keyspace.0,

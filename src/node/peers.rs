@@ -27,6 +27,7 @@ use super::maps::Maps;
 use super::readings::page_of_wire;
 use crate::replica::apply::Outcome;
 use crate::replica::fetch::{self, Fetched};
+use crate::replica::requests::{self, Entry};
 use crate::replica::scan;
 use crate::ring::preflist::homes;
 use crate::rpc::convert;
@@ -197,6 +198,13 @@ impl Peers {
             Err(bad) => return reply.refuse(Reason::BadRequest, bad.to_string()),
         };
         let driver = &self.coordinator.driver;
+        let entry = match &store.remember[..] {
+            [] => None,
+            bytes => match Entry::decode(bytes) {
+                Some(entry) => Some(entry),
+                None => return reply.refuse(Reason::BadRequest, "remember: is not what it should be"),
+            },
+        };
         if store.hinted_at_ms > 0 && driver.hints.is_too_old(WallMs(store.hinted_at_ms)) {
             return reply.refuse(Reason::TooOld, "the hint is older than hints.window_ms");
         }
@@ -215,6 +223,7 @@ impl Peers {
             record: Arc::new(record),
             bytes: store.record,
             fresh: store.fresh,
+            entry,
         };
         let done = move |result| match result {
             Ok(Outcome::Superseded(stamp)) => reply.send(answer::Kind::Superseded(stamp.0)),
@@ -239,6 +248,25 @@ impl Peers {
         };
         let answer = answer::Kind::Fetched(proto::Fetched { kind: Some(kind) });
         self.send_settled(committer.unsettled(&place.storage_key), answer, reply);
+    }
+
+    fn find_request(&self, place: &Place, find: &proto::FindRequest, reply: Reply) {
+        let driver = &self.coordinator.driver;
+        let id = match convert::request_id(&find.request_id) {
+            Ok(Some(id)) => id,
+            Ok(None) => return reply.refuse(Reason::BadRequest, "request_id: is missing"),
+            Err(invalid) => return reply.refuse(Reason::BadRequest, invalid.to_string()),
+        };
+        let storage = driver.committer.storage();
+        match requests::find(storage, driver.clock.wall(), &place.storage_key, id) {
+            Ok(found) => {
+                let unsettled = found.as_ref().and_then(|(_, key)| driver.committer.unsettled(key));
+                let entry = found.map(|(outcome, _)| Entry { id, outcome }.encode());
+                let answer = answer::Kind::Remembered(entry.unwrap_or_default().into());
+                self.send_settled(unsettled, answer, reply);
+            }
+            Err(error) => self.refuse_damaged(reply, &error.to_string()),
+        }
     }
 
     fn page(&self, keyspace: u32, page: proto::FetchPage, reply: Reply) {
@@ -414,6 +442,11 @@ impl PeerHandler for Peers {
             Some(operation::Kind::Fetch(fetch)) => {
                 let any = fetch.inspect;
                 self.on_key(from, &operation, any, reply, |place, reply| self.fetch(&place, &fetch, reply));
+            }
+            Some(operation::Kind::FindRequest(find)) => {
+                self.on_key(from, &operation, false, reply, |place, reply| {
+                    self.find_request(&place, &find, reply);
+                });
             }
             Some(operation::Kind::Page(page)) => {
                 match self.check_page(from, operation.keyspace_id, page.partition) {

@@ -11,6 +11,7 @@
 //! 6. A write-back that fails is replaced by asking another replica, if there is one.
 //! 7. An answer that comes after the reply and is stale, or newer, is repaired in the background.
 //! 8. The machine lives until each replica asked has answered or the deadline is there; then `Finished`.
+//! 9. A plan may ask for more holders: so a write that is sent again is brought to its `w`.
 //!
 //! Invariants: one `Reply`, one `Finished`; a version that is replied is held by so many replicas at
 //! that moment.
@@ -44,6 +45,8 @@ pub struct Plan {
     pub homes: Vec<NodeId>,
     /// Answers needed.
     pub r: u8,
+    /// Replicas that must hold what is replied, if more than the rule asks; at most `r`.
+    pub holders: u8,
     /// When the answer must go out.
     pub deadline: Mono,
     /// How long an asked replica may be silent before another is asked too.
@@ -78,6 +81,8 @@ pub struct Done<A> {
     pub answer: A,
     /// How many replicas answered.
     pub replies: u32,
+    /// How many are known to hold it.
+    pub holders: u32,
     /// Whether the answers differed.
     pub repaired: bool,
 }
@@ -183,7 +188,7 @@ impl<A: Readable> Read<A> {
     /// read of `r` replicas, and of a bare majority too, since each request chooses its own `r`.
     fn holders_needed(&self) -> usize {
         let (n, r) = (self.plan.homes.len(), usize::from(self.plan.r));
-        (n - r + 1).max(n - n / 2).min(r)
+        (n - r + 1).max(n - n / 2).max(self.plan.holders.into()).min(r)
     }
 
     /// Merges what has come, and sends what each stale replica lacks.
@@ -250,9 +255,10 @@ impl<A: Readable> Read<A> {
             return;
         }
         if self.holders.len() >= self.holders_needed() {
-            let replies = u32::try_from(self.answers.len()).unwrap_or(u32::MAX);
+            let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+            let (replies, holders) = (count(self.answers.len()), count(self.holders.len()));
             let answer = self.merged.clone().expect("merge() has just set it");
-            self.reply(Ok(Done { answer, replies, repaired: self.differed }), effects);
+            self.reply(Ok(Done { answer, replies, holders, repaired: self.differed }), effects);
             return;
         }
         while self.holders.len() + self.repairing.len() + self.outstanding() < self.holders_needed() {

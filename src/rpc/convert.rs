@@ -14,7 +14,7 @@ use super::requests::{
 };
 use crate::ring::layout::{ClusterMap, Member};
 use crate::types::error::{Applied, Cause, Failure, Invalid};
-use crate::types::ids::{LayoutVersion, NodeId};
+use crate::types::ids::{LayoutVersion, NodeId, RequestId};
 use crate::types::key::{Key, check_partition_key};
 use crate::types::limits;
 use crate::types::policy::{Conflicts, Keyspace, Level, check_name};
@@ -50,19 +50,27 @@ fn context(bytes: Bytes) -> Result<Bytes, Invalid> {
 }
 
 /// What is in the contract and not built yet is refused, not ignored.
-fn unbuilt(sloppy: Option<bool>, request_id: &[u8]) -> Result<(), Failure> {
-    if !request_id.is_empty() && request_id.len() != 16 {
-        return Err(
-            Invalid::new("request_id", format!("has {} bytes, must have 16", request_id.len())).into()
-        );
-    }
+fn unbuilt(sloppy: Option<bool>) -> Result<(), Failure> {
     if sloppy == Some(true) {
         return Err(Failure::early(Cause::Unbuilt("sloppy: a sloppy quorum".into())));
     }
-    if !request_id.is_empty() {
-        return Err(Failure::early(Cause::Unbuilt("request_id: recognising a repeated request".into())));
-    }
     Ok(())
+}
+
+/// 16 bytes, or none.
+pub fn request_id(bytes: &[u8]) -> Result<Option<RequestId>, Invalid> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let bytes = bytes
+        .try_into()
+        .map_err(|_| Invalid::new("request_id", format!("has {} bytes, must have 16", bytes.len())))?;
+    Ok(Some(RequestId(u128::from_be_bytes(bytes))))
+}
+
+/// A request id on the wire.
+pub fn request_id_bytes(id: Option<RequestId>) -> Bytes {
+    id.map(|id| Bytes::copy_from_slice(&id.0.to_be_bytes())).unwrap_or_default()
 }
 
 /// The shorter of the message's timeout and gRPC's own; the default if there is neither.
@@ -96,7 +104,7 @@ pub fn put_request(
     metadata: &MetadataMap,
     value_limit: usize,
 ) -> Result<WriteRequest, Failure> {
-    unbuilt(message.sloppy, &message.request_id)?;
+    unbuilt(message.sloppy)?;
     Invalid::check_max("value", message.value.len(), value_limit, "bytes")?;
     let w = match message.acks {
         Some(proto::put_request::Acks::W(count)) => Some(Level::Count(count)),
@@ -110,6 +118,7 @@ pub fn put_request(
         context: context(message.context)?,
         w,
         ttl_ms: (message.ttl_ms > 0).then_some(message.ttl_ms),
+        request_id: request_id(&message.request_id)?,
         timeout: timeout(message.timeout_ms, metadata),
     })
 }
@@ -119,7 +128,7 @@ pub fn delete_request(
     message: proto::DeleteRequest,
     metadata: &MetadataMap,
 ) -> Result<WriteRequest, Failure> {
-    unbuilt(message.sloppy, &message.request_id)?;
+    unbuilt(message.sloppy)?;
     let w = match message.acks {
         Some(proto::delete_request::Acks::W(count)) => Some(Level::Count(count)),
         Some(proto::delete_request::Acks::WLevel(name)) => Some(level("w", name)?),
@@ -132,6 +141,7 @@ pub fn delete_request(
         context: context(message.context)?,
         w,
         ttl_ms: None,
+        request_id: request_id(&message.request_id)?,
         timeout: timeout(message.timeout_ms, metadata),
     })
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::transport::BoxFuture;
 use crate::types::error::{Failure, Invalid};
-use crate::types::ids::NodeId;
+use crate::types::ids::{NodeId, RequestId};
 use crate::types::key::Key;
 use crate::types::policy::{Conflicts, Keyspace, Level};
 use crate::types::time::WallMs;
@@ -30,6 +30,8 @@ pub struct WriteRequest {
     pub w: Option<Level>,
     /// How long the value lives, in milliseconds.
     pub ttl_ms: Option<u64>,
+    /// The client's name for the write, under which it is applied once.
+    pub request_id: Option<RequestId>,
     /// Until the answer must be there.
     pub timeout: Duration,
 }

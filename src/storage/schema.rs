@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | `d` | partition (2), keyspace (4), escaped partition key, sort key | checksummed record |
 //! | `h` | target node (8), sequence number (8) | checksummed hint |
+//! | `r` | minute (8), request id (16) | checksummed outcome of a write with a request id |
 //! | `m` | name of a piece of the node's own state | checksummed `postcard` |
 //!
 //! A partition is one range to scan, hand over and drop; within a partition key, sort keys stay in byte
@@ -25,13 +26,15 @@
 
 use std::fmt;
 
-use crate::types::ids::{KeyspaceId, NodeId, PartitionId};
+use crate::types::ids::{KeyspaceId, NodeId, PartitionId, RequestId};
 use crate::types::key::Key;
 
 /// First byte of the key of a record.
 pub const RECORD_TAG: u8 = b'd';
 /// First byte of the key of a hint.
 pub const HINT_TAG: u8 = b'h';
+/// First byte of the key of the outcome of a write with a request id.
+pub const REQUEST_TAG: u8 = b'r';
 /// First byte of the key of the node's own state.
 pub const META_TAG: u8 = b'm';
 
@@ -132,6 +135,20 @@ pub fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
     let mut end = prefix[..=last].to_vec();
     end[last] += 1;
     Some(end)
+}
+
+/// Storage key of the outcome of a write with a request id, by the minute in which it was stored.
+pub fn request_key(minute: u64, request: RequestId) -> Vec<u8> {
+    let mut out = request_prefix(minute);
+    out.extend_from_slice(&request.0.to_be_bytes());
+    out
+}
+
+/// The prefix of the storage keys of all outcomes of a minute, and the least of those of later ones.
+pub fn request_prefix(minute: u64) -> Vec<u8> {
+    let mut out = vec![REQUEST_TAG];
+    out.extend_from_slice(&minute.to_be_bytes());
+    out
 }
 
 /// Storage key of a hint for `target`.

@@ -88,6 +88,10 @@ pub struct Metrics {
     pub hints_waiting: Gauge<u64, AtomicU64>,
     /// Their bytes.
     pub hint_bytes: Gauge<u64, AtomicU64>,
+    /// Request ids remembered.
+    pub requests_remembered: Gauge<u64, AtomicU64>,
+    /// Requests that had been carried out before, under their request id.
+    pub requests_repeated: Counter,
     /// Peers with a live link.
     pub links: Gauge<i64>,
     /// The version of the cluster map.
@@ -143,6 +147,12 @@ impl Default for Metrics {
             hints_damaged: register!("hints_damaged", "Hints found damaged", Counter::default()),
             hints_waiting: register!("hints_waiting", "Hints kept now", Gauge::default()),
             hint_bytes: register!("hint_bytes", "Bytes of the hints kept now", Gauge::default()),
+            requests_remembered: register!("requests_remembered", "Request ids remembered", Gauge::default()),
+            requests_repeated: register!(
+                "requests_repeated",
+                "Requests carried out before",
+                Counter::default()
+            ),
             links: register!("peer_links", "Peers with a live link", Gauge::default()),
             map_version: register!("cluster_map_version", "Version of the cluster map", Gauge::default()),
             disk_bytes: register!("disk_bytes", "Bytes of the data directory", Gauge::default()),

@@ -64,6 +64,12 @@ pub const CLOCK_SKEW_DEFAULT: Duration = Duration::from_millis(500);
 /// How far ahead of the issued stamps the persisted clock bound runs. Below half the skew allowed, so that
 /// a node which starts again above its bound is not refused by its peers.
 pub const CLOCK_LEASE: Duration = Duration::from_millis(200);
+/// How long a write is known by its request id, so that a retry is applied once.
+pub const REQUEST_MEMORY: Duration = Duration::from_secs(600);
+/// Request ids that a node remembers; past it a write that has one is refused: 100 bytes each on disk.
+pub const REQUESTS_REMEMBERED: u64 = 1_000_000;
+/// Request ids in a version's past, the latest: those of what it replaced, to know a late twin of it.
+pub const PAST_REQUESTS: usize = 32;
 /// Births taken by one durable lease: 1 write of the lease per so many new keys.
 pub const BIRTH_LEASE: u64 = 4_096;
 

@@ -279,11 +279,11 @@ mod tests {
         let short = refused(&bytes[..3], TAG);
         assert!(short.starts_with("context: ") && short.contains("3 bytes"), "{short}");
 
-        // By hand: a vector of one actor with the counter 0, then no dots and no stamp.
+        // By hand: a vector of one actor with the counter 0, then no dots, no request ids and no stamp.
         let sealed = |body: &[u8]| [body, &checksum(body)].concat();
-        let zero = [CONTEXT_MARKER, FORMAT_VERSION, 5, 1, 1, 1, 1, 0, 0, 0];
+        let zero = [CONTEXT_MARKER, FORMAT_VERSION, 5, 1, 1, 1, 1, 0, 0, 0, 0];
         assert_eq!(refused(&sealed(&zero), 5), "context: a damaged context: not canonical");
-        let one = [CONTEXT_MARKER, FORMAT_VERSION, 5, 1, 1, 1, 1, 1, 0, 0];
+        let one = [CONTEXT_MARKER, FORMAT_VERSION, 5, 1, 1, 1, 1, 1, 0, 0, 0];
         assert!(decode_context(&sealed(&one), 5).is_ok(), "the same with the counter 1 is good");
     }
 

@@ -13,6 +13,7 @@ use quoral::gossip::identity::Identity;
 use quoral::gossip::packet::{Hello, Packet, seal};
 use quoral::hinted::queue::{Book, Limits};
 use quoral::node::config::Checked;
+use quoral::replica::requests::{Entry, Outcome, Print};
 use quoral::replica::stored::Line;
 use quoral::ring::decree::{Acceptor, Ballot};
 use quoral::ring::layout::{ClusterMap, Member, NewKeyspace};
@@ -22,7 +23,9 @@ use quoral::storage::Write;
 use quoral::storage::memory::MemoryStorage;
 use quoral::storage::schema::{open, record_key};
 use quoral::types::error::{Cause, Failure};
-use quoral::types::ids::{Birth, ClusterId, Incarnation, KeyspaceId, MapVersion, NodeId, Nonce, PartitionId};
+use quoral::types::ids::{
+    Birth, ClusterId, Incarnation, KeyspaceId, MapVersion, NodeId, Nonce, PartitionId, RequestId,
+};
 use quoral::types::key::Key;
 use quoral::types::policy::Conflicts;
 use quoral::types::time::WallMs;
@@ -67,7 +70,7 @@ fn sibling(dot: Dot, past: &[Dot], value: &'static str) -> Sibling {
         Payload::Value(Bytes::from_static(value.as_bytes()))
     };
     let expires_at = (dot.counter == 2).then_some(WallMs(1_700_000_000_000));
-    Sibling { dot, past: context(past), stamp: Stamp(dot.counter << 16), payload, expires_at }
+    Sibling { dot, past: context(past), request: None, stamp: Stamp(dot.counter << 16), payload, expires_at }
 }
 
 fn siblings() -> Record {
@@ -240,7 +243,12 @@ fn operations() -> proto::Operations {
     };
     let forward = |request| proto::Forward { timeout_ms: 100, request: Some(request) };
     let kinds = vec![
-        Kind::Store(proto::Store { record: encode_record(&siblings()).into(), fresh: true, hinted_at_ms: 0 }),
+        Kind::Store(proto::Store {
+            record: encode_record(&siblings()).into(),
+            fresh: true,
+            hinted_at_ms: 0,
+            remember: entry().encode().into(),
+        }),
         Kind::Fetch(proto::Fetch { have: Bytes::from_static(&[7; 16]), inspect: false }),
         Kind::Page(page),
         Kind::Forward(forward(proto::forward::Request::Put(put()))),
@@ -250,7 +258,9 @@ fn operations() -> proto::Operations {
             record: encode_record(&lww(5 << 16, "v")).into(),
             fresh: false,
             hinted_at_ms: 9,
+            remember: Bytes::new(),
         }),
+        Kind::FindRequest(proto::FindRequest { request_id: Bytes::from_static(&[7; 16]) }),
         Kind::Hints(true),
         Kind::Ping(true),
     ];
@@ -264,6 +274,12 @@ fn operations() -> proto::Operations {
         up_us: 9_000_000,
         believed_ms: 1_700_000_000_000,
     }
+}
+
+/// What is remembered of a write.
+fn entry() -> Entry {
+    let print = Some(Print::of(b"key", &Payload::Tombstone));
+    Entry { id: RequestId(7), outcome: Outcome { print, stamp: Stamp(5 << 16), dot: Some(dot(1, 1, 2)) } }
 }
 
 /// The bodies of stored hints.

@@ -19,4 +19,5 @@ mod dev;
 mod hints;
 mod load;
 mod ownership;
+mod retries;
 mod semantics;
