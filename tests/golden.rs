@@ -81,6 +81,8 @@ impl PutScript {
         PutScript(put::Put::new(put::Plan {
             me: node(&o["me"]),
             homes,
+            fallbacks: nodes(o.get("fallbacks").map_or("", String::as_str)),
+            stand_in_after: Duration::from_micros(100),
             w: o["w"].parse().expect("a number"),
             deadline: Mono(5_000),
             layout_version: LayoutVersion(1),
@@ -101,6 +103,7 @@ impl Scripted for PutScript {
             ["stored"] => put::Event::Stored,
             ["store-failed"] => put::Event::StoreFailed(Cause::Storage("full".into())),
             ["store-in-doubt"] => put::Event::StoreFailed(Cause::InDoubt("a sync failed".into())),
+            ["stand-in-due"] => put::Event::StandInDue,
             ["deadline"] => put::Event::Deadline,
             ["acked", from, ..] => answered(from, put::Answer::Acked),
             ["superseded", from, ..] => {
@@ -115,12 +118,19 @@ impl Scripted for PutScript {
         self.0.check_invariants();
         let show = |effect: &put::Effect| match effect {
             put::Effect::Arm(at) => format!("arm at={}", at.0),
+            put::Effect::ArmStandIn(at) => format!("arm-stand-in at={}", at.0),
+            put::Effect::StandIn { to, home, round } => {
+                format!("stand-in {} for {} round={round}", name(*to), name(*home))
+            }
             put::Effect::Mint { round, above: None } => format!("mint round={round}"),
             put::Effect::Mint { round, above: Some(above) } => {
                 format!("mint round={round} above={}", above.0)
             }
             put::Effect::Send { to, round } => format!("send {} round={round}", name(*to)),
-            put::Effect::Reply(Ok(done)) => format!("reply ok acks={} round={}", done.acks, done.round),
+            put::Effect::Reply(Ok(done)) => {
+                let sloppy = if done.sloppy { " sloppy" } else { "" };
+                format!("reply ok acks={} round={}{sloppy}", done.acks, done.round)
+            }
             put::Effect::Reply(Err(failure)) => format!("reply {}", show_failure(failure)),
             put::Effect::Hint(to) => format!("hint {}", name(*to)),
             put::Effect::Finished => "finished".into(),
@@ -137,7 +147,10 @@ impl ReadScript {
         let homes = nodes(&o["homes"]);
         let down = nodes(o.get("down").map_or("", String::as_str));
         ReadScript(read::Read::new(read::Plan {
-            candidates: homes.iter().copied().filter(|n| !down.contains(n)).collect(),
+            candidates: match o.get("candidates") {
+                Some(candidates) => nodes(candidates),
+                None => homes.iter().copied().filter(|n| !down.contains(n)).collect(),
+            },
             homes,
             r: o["r"].parse().expect("a number"),
             holders: o.get("holders").map_or(0, |h| h.parse().expect("a number")),

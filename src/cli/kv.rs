@@ -110,6 +110,9 @@ pub struct GetArgs {
     /// Replicas to hear: a number, one, quorum or all.
     #[arg(long, value_name = "R")]
     r: Option<Level>,
+    /// Let fallback nodes answer with the hints that they keep (true or false; the keyspace says if it is absent).
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    sloppy: Option<bool>,
 }
 
 /// Deletes a key.
@@ -150,6 +153,7 @@ impl WriteArgs {
             sort: key.sort_key().clone(),
             timeout_ms: millis(client.timeout()),
             answers: None,
+            sloppy: self.sloppy,
         };
         Ok(get(client, request).await?.context)
     }
@@ -259,6 +263,7 @@ impl GetArgs {
             sort: key.sort_key().clone(),
             answers: self.r.map(read_level),
             timeout_ms: millis(global.timeout()),
+            sloppy: self.sloppy,
         };
         let answer = get(&client, request).await?;
         let found = if answer.found { Exit::Done } else { Exit::NotFound };

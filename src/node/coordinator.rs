@@ -20,7 +20,7 @@ use crate::quorum::{put, read};
 use crate::replica::mint::Mint;
 use crate::replica::requests::Print;
 use crate::ring::layout::ClusterMap;
-use crate::ring::preflist::homes;
+use crate::ring::preflist::{homes, preference_list};
 use crate::rpc::requests::{GetDone, GetRequest, WriteDone, WriteRequest};
 use crate::storage::schema;
 use crate::telemetry::metrics::{Outcome, Verb};
@@ -165,6 +165,7 @@ impl Coordinator {
         if goes_on {
             let is_home = route.homes.contains(&self.driver.me);
             match self.forward_write(request.clone(), &route, w, may_forward).await {
+                Err(failure) if may_forward && self.may_stand_in(&request, &route, &failure) => {}
                 // No answer came: what was carried out there is found here, or else by its twin.
                 Err(failure) if is_home && failure.cause == Cause::TooFewAcks => {}
                 Err(failure) if is_home && another_home_may(&failure) => {}
@@ -186,6 +187,32 @@ impl Coordinator {
         }
     }
 
+    /// Whether this node, which is no home, coordinates a sloppy write: none can be reached.
+    fn may_stand_in(&self, request: &WriteRequest, route: &Route, failure: &Failure) -> bool {
+        request.sloppy.unwrap_or(route.keyspace.sloppy)
+            && failure.cause == Cause::Unavailable
+            && self.first_home(route).is_none()
+    }
+
+    /// The reachable fallbacks of a request, in order; this node first if it stands in itself.
+    fn fallbacks(&self, route: &Route, sloppy: Option<bool>) -> Vec<NodeId> {
+        if !sloppy.unwrap_or(route.keyspace.sloppy) {
+            return Vec::new();
+        }
+        let list = preference_list(&route.map, &route.keyspace, route.partition);
+        let mut fallbacks = list.fallbacks;
+        fallbacks.retain(|node| self.is_reachable(*node));
+        fallbacks.sort_by_key(|node| *node != self.driver.me);
+        fallbacks
+    }
+
+    /// The reading of one key.
+    pub fn key_reading(&self, route: &Route, place: Place) -> KeyReading {
+        let is_home = route.homes.contains(&self.driver.me);
+        let own_hints = (!is_home).then(|| self.driver.hints.clone());
+        KeyReading { place, homes: route.homes.clone(), own_hints }
+    }
+
     fn since(&self, began: Mono) -> Duration {
         Duration::from_micros(self.driver.clock.mono().micros_since(began))
     }
@@ -201,12 +228,19 @@ impl Coordinator {
     ) -> Result<WriteDone, Failure> {
         let now = self.driver.clock.wall();
         self.check_clock(now, seen.stamp)?;
-        self.check_agreed(now, route, w)?;
+        let fallbacks = self.fallbacks(route, request.sloppy);
+        if fallbacks.is_empty() {
+            self.check_agreed(now, route, w)?;
+        }
         let homes: Vec<_> = route.homes.iter().map(|node| (*node, self.is_reachable(*node))).collect();
-        self.check_room(&homes, w)?;
+        if fallbacks.is_empty() {
+            self.check_room(&homes, w)?;
+        }
         let plan = put::Plan {
             me: self.driver.me,
             homes,
+            fallbacks,
+            stand_in_after: limits::STAND_IN_AFTER,
             w,
             deadline: began + request.timeout,
             layout_version: route.map.layout.version,
@@ -216,6 +250,7 @@ impl Coordinator {
             route,
             place: &place,
             request: (id, Print::of(&place.storage_key, &request.payload)),
+            fallbacks: &plan.fallbacks,
             w,
             deadline: plan.deadline,
         });
@@ -253,6 +288,7 @@ impl Coordinator {
             seen: seen.dots.clone(),
             above: seen.stamp,
             ttl_ms,
+            stands_in: !route.homes.contains(&self.driver.me),
             request: named.as_ref().map(|named| named.request),
         };
         let tag = codec::key_tag(route.position, place.key.sort_key());
@@ -261,7 +297,8 @@ impl Coordinator {
         if let (Some(id), Some(entry)) = (id, done.minted.entry) {
             let context = context_of_write(seen, entry.outcome, id);
             let stamp = done.minted.stamp.0;
-            return Ok(WriteDone { context, w: w.into(), acks: done.done.acks, stamp });
+            let (acks, sloppy) = (done.done.acks, done.done.sloppy);
+            return Ok(WriteDone { context, w: w.into(), acks, sloppy, stamp });
         }
         let mut dots = seen.dots;
         done.minted.dot.into_iter().for_each(|dot| dots.insert(dot));
@@ -270,6 +307,7 @@ impl Coordinator {
             context: codec::encode_context(&context).into(),
             w: w.into(),
             acks: done.done.acks,
+            sloppy: done.done.sloppy,
             stamp: done.minted.stamp.0,
         })
     }
@@ -315,12 +353,18 @@ impl Coordinator {
         let route = self.route(&request.keyspace, request.key.partition_key())?;
         let r = request.r.unwrap_or(Level::Count(route.keyspace.r.into()));
         let r = r.resolve("r", route.keyspace.n)?;
+        let fallbacks = self.fallbacks(&route, request.sloppy);
         if !route.homes.contains(&self.driver.me) {
-            return self.forward_get(request, &route, r, may_forward).await;
+            match self.forward_get(request.clone(), &route, r, may_forward).await {
+                // No home could be asked: with others this node answers as a fallback.
+                Err(Failure { cause: Cause::Unavailable | Cause::TooFewAcks, .. })
+                    if may_forward && !fallbacks.is_empty() => {}
+                done => return done,
+            }
         }
-        let plan = self.read_plan(&route, r, began + request.timeout);
+        let plan = self.read_plan(&route, r, &fallbacks, began + request.timeout);
         let tag = codec::key_tag(route.position, request.key.sort_key());
-        let reading = KeyReading { place: place(&route, request.key) };
+        let reading = self.key_reading(&route, place(&route, request.key));
         let done = self.driver.read(plan, reading).await?;
         let now = self.driver.clock.wall();
         Ok(GetDone {
@@ -328,12 +372,13 @@ impl Coordinator {
             context: done.answer.map(|record| context_of(&record, tag)).unwrap_or_default(),
             r: r.into(),
             replies: done.replies,
+            sloppy: done.sloppy,
         })
     }
 
     /// The plan of a read: this node first, then the other reachable home replicas in an order that spreads
     /// the load.
-    pub fn read_plan(&self, route: &Route, r: u8, deadline: Mono) -> read::Plan {
+    pub fn read_plan(&self, route: &Route, r: u8, fallbacks: &[NodeId], deadline: Mono) -> read::Plan {
         let me = self.driver.me;
         let homes = route.homes.clone();
         let mut candidates: Vec<NodeId> =
@@ -345,6 +390,7 @@ impl Coordinator {
         if homes.contains(&me) {
             candidates.insert(0, me);
         }
+        candidates.extend(fallbacks);
         read::Plan {
             candidates,
             homes,

@@ -36,10 +36,12 @@ impl Coordinator {
         let message = write_to_wire(request, w);
         match self.forward(message, timeout, route, may_forward, is_named).await? {
             Sent::Answered(forwarded::Kind::Put(done)) => {
-                Ok(WriteDone { context: done.context, w: done.w, acks: done.acks, stamp: done.stamp })
+                let proto::PutResponse { context, w, acks, sloppy, stamp } = done;
+                Ok(WriteDone { context, w, acks, sloppy, stamp })
             }
             Sent::Answered(forwarded::Kind::Delete(done)) => {
-                Ok(WriteDone { context: done.context, w: done.w, acks: done.acks, stamp: done.stamp })
+                let proto::DeleteResponse { context, w, acks, sloppy, stamp } = done;
+                Ok(WriteDone { context, w, acks, sloppy, stamp })
             }
             Sent::Lost(node) => {
                 Err(self.forward_failure(route, w, Cause::TooFewAcks, Applied::Maybe, vec![node]))
@@ -65,6 +67,7 @@ impl Coordinator {
             sort: request.key.sort_key().clone(),
             answers: Some(proto::get_request::Answers::R(r.into())),
             timeout_ms: 0,
+            sloppy: request.sloppy,
         });
         match self.forward(message, timeout, route, may_forward, true).await? {
             Sent::Answered(forwarded::Kind::Get(done)) => Ok(GetDone {
@@ -72,6 +75,7 @@ impl Coordinator {
                 context: done.context,
                 r: done.r,
                 replies: done.replies,
+                sloppy: done.sloppy,
             }),
             Sent::Lost(node) => {
                 Err(self.forward_failure(route, r, Cause::TooFewAcks, Applied::No, vec![node]))
@@ -223,6 +227,7 @@ fn write_to_wire(request: WriteRequest, w: u8) -> forward::Request {
             acks: Some(proto::put_request::Acks::W(w.into())),
             ttl_ms: request.ttl_ms.unwrap_or(0),
             request_id: convert::request_id_bytes(request.request_id),
+            sloppy: request.sloppy,
             ..Default::default()
         }),
         Payload::Tombstone => forward::Request::Delete(proto::DeleteRequest {
@@ -232,6 +237,7 @@ fn write_to_wire(request: WriteRequest, w: u8) -> forward::Request {
             context: request.context,
             acks: Some(proto::delete_request::Acks::W(w.into())),
             request_id: convert::request_id_bytes(request.request_id),
+            sloppy: request.sloppy,
             ..Default::default()
         }),
     }

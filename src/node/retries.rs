@@ -21,7 +21,6 @@ use super::committer::Committer;
 use super::coordinator::{Coordinator, Route};
 use super::drive::Place;
 use super::env::Clock;
-use super::readings::KeyReading;
 use crate::replica::requests::{self, Entry, Outcome, Print};
 use crate::rpc::convert::request_id_bytes;
 use crate::rpc::proto::{self, answer, operation};
@@ -76,6 +75,8 @@ pub struct Named<'a> {
     pub place: &'a Place,
     /// Its name, and what it asks for.
     pub request: (RequestId, Print),
+    /// Those that may stand in, if it is sloppy.
+    pub fallbacks: &'a [NodeId],
     /// Acknowledgements needed.
     pub w: u8,
     /// When it must be answered.
@@ -109,10 +110,15 @@ impl Coordinator {
     /// Rule 2.
     async fn ask_the_others(&self, named: &Named<'_>) -> Result<Option<(NodeId, Outcome)>, Failure> {
         let n = named.route.homes.len();
-        let needed = (n - usize::from(named.w) + 1).min(n / 2 + 1) - 1;
+        let needed = match named.fallbacks {
+            [] => (n - usize::from(named.w) + 1).min(n / 2 + 1) - 1,
+            // A sloppy write goes on with whomever it reaches.
+            _ => 0,
+        };
         let (answers, mut heard) = mpsc::unbounded_channel();
         let mut asked = 0;
-        for node in named.route.homes.iter().copied().filter(|node| *node != self.driver.me) {
+        let replicas = named.route.homes.iter().chain(named.fallbacks).copied();
+        for node in replicas.filter(|node| *node != self.driver.me) {
             let Some(link) = self.driver.links.up(node) else { continue };
             let find = proto::FindRequest { request_id: request_id_bytes(Some(named.request.0)) };
             let operation = named.place.operation(operation::Kind::FindRequest(find));
@@ -164,11 +170,11 @@ impl Coordinator {
         (knows, outcome): (NodeId, Outcome),
     ) -> Result<WriteDone, Failure> {
         self.driver.metrics.requests_repeated.inc();
-        let mut plan = self.read_plan(named.route, named.w, named.deadline);
+        let mut plan = self.read_plan(named.route, named.w, named.fallbacks, named.deadline);
         plan.candidates.retain(|node| *node != knows);
         plan.candidates.insert(0, knows);
         plan.holders = named.w;
-        let reading = KeyReading { place: named.place.clone() };
+        let reading = self.key_reading(named.route, named.place.clone());
         // The first attempt was stored, and what holds for it now is not known.
         let in_doubt = |failure: Failure| {
             let cause = match failure.cause {
@@ -180,7 +186,8 @@ impl Coordinator {
         let done = self.driver.read(plan, reading).await.map_err(in_doubt)?;
         let stamp = outcome.stamp;
         let context = context_of_write(seen, outcome, named.request.0);
-        Ok(WriteDone { context, w: named.w.into(), acks: done.holders, stamp: stamp.0 })
+        let acks = if done.sloppy { done.replies } else { done.holders };
+        Ok(WriteDone { context, w: named.w.into(), acks, sloppy: done.sloppy, stamp: stamp.0 })
     }
 }
 

@@ -21,7 +21,7 @@ use crate::rpc::requests::{
 };
 use crate::rpc::transport::BoxFuture;
 use crate::telemetry::metrics::Verb;
-use crate::types::error::{Cause, Failure};
+use crate::types::error::Failure;
 use crate::types::ids::NodeId;
 use crate::types::key::Key;
 use crate::types::policy::{Durability, Keyspace};
@@ -174,13 +174,15 @@ impl NodeService {
     }
 
     /// What a node holds of a key, for people.
-    async fn version_on(&self, node: NodeId, place: &super::drive::Place) -> String {
+    async fn version_on(&self, node: NodeId, stand_in: bool, place: &super::drive::Place) -> String {
         let driver = &self.coordinator.driver;
-        let record: Result<Single, ()> = if node == driver.me {
+        let record: Result<Single, ()> = if node == driver.me && stand_in {
+            driver.hints.kept_for_key(&place.storage_key).map(|kept| kept.map(Arc::new)).map_err(|_| ())
+        } else if node == driver.me {
             let copy = fetch::fetch(driver.committer.storage(), &place.storage_key);
             copy.map(|copy| copy.map(|copy| copy.record)).map_err(|_| ())
         } else {
-            let fetch = proto::Fetch { have: bytes::Bytes::new(), inspect: true };
+            let fetch = proto::Fetch { have: bytes::Bytes::new(), inspect: true, stand_in };
             let (send, receive) = oneshot::channel();
             let operation = place.operation(operation::Kind::Fetch(fetch));
             let waiter = Box::new(move |answer| drop(send.send(answer)));
@@ -271,10 +273,6 @@ impl ClusterHandler for NodeService {
         request: NewKeyspaceRequest,
     ) -> BoxFuture<'_, Result<(Keyspace, u64), CreateKeyspaceError>> {
         Box::pin(async move {
-            if request.sloppy {
-                let failure = Failure::early(Cause::Unbuilt("sloppy: a sloppy quorum".into()));
-                return Err(CreateKeyspaceError::Failed(failure));
-            }
             let _admitted = self.coordinator.admit(0).map_err(CreateKeyspaceError::Failed)?;
             self.maps.create_keyspace(&self.coordinator.driver.links, request).await
         })
@@ -296,7 +294,7 @@ impl ClusterHandler for NodeService {
                     zone: member.zone.clone(),
                     role: role.into(),
                     state: self.state_of(node).into(),
-                    version: self.version_on(node, &place).await,
+                    version: self.version_on(node, role == "fallback", &place).await,
                 });
             }
             Ok(ExplainView {

@@ -11,7 +11,10 @@
 //! 6. A write-back that fails is replaced by asking another replica, if there is one.
 //! 7. An answer that comes after the reply and is stale, or newer, is repaired in the background.
 //! 8. The machine lives until each replica asked has answered or the deadline is there; then `Finished`.
-//! 9. A plan may ask for more holders: so a write that is sent again is brought to its `w`.
+//! 9. A read of a keyspace that takes sloppy writes has fallbacks behind the homes among its candidates: they answer
+//!    with the hints that they keep. What they lack is not stored there, and once one has answered the reply waits for
+//!    no write-back: until the hints are home there is no quorum to speak of.
+//! 10. A plan may ask for more holders: so a write that is sent again is brought to its `w`.
 //!
 //! Invariants: one `Reply`, one `Finished`; a version that is replied is held by so many replicas at
 //! that moment.
@@ -39,7 +42,7 @@ pub trait Readable: Clone + PartialEq + std::fmt::Debug {
 /// What a read needs to know at its start.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// Reachable home replicas, the ones to ask first in front.
+    /// Reachable home replicas, the ones to ask first in front; then fallbacks, if the read is sloppy.
     pub candidates: Vec<NodeId>,
     /// All home replicas, reachable or not.
     pub homes: Vec<NodeId>,
@@ -83,6 +86,8 @@ pub struct Done<A> {
     pub replies: u32,
     /// How many are known to hold it.
     pub holders: u32,
+    /// Whether fallbacks answered.
+    pub sloppy: bool,
     /// Whether the answers differed.
     pub repaired: bool,
 }
@@ -184,9 +189,20 @@ impl<A: Readable> Read<A> {
         self.asked.iter().filter(|n| !self.answers.contains_key(n) && !self.failed.contains(n)).count()
     }
 
+    fn is_home(&self, node: NodeId) -> bool {
+        self.plan.homes.contains(&node)
+    }
+
+    fn is_sloppy(&self) -> bool {
+        self.answers.keys().any(|node| !self.is_home(*node))
+    }
+
     /// How many replicas must hold the merged answer before it may be replied: enough to meet every later
     /// read of `r` replicas, and of a bare majority too, since each request chooses its own `r`.
     fn holders_needed(&self) -> usize {
+        if self.is_sloppy() {
+            return 0;
+        }
         let (n, r) = (self.plan.homes.len(), usize::from(self.plan.r));
         (n - r + 1).max(n - n / 2).max(self.plan.holders.into()).min(r)
     }
@@ -209,6 +225,7 @@ impl<A: Readable> Read<A> {
             }
             match merged.missing(answer) {
                 None => drop(self.holders.insert(*node)),
+                Some(_) if !self.plan.homes.contains(node) => {}
                 Some(repair) if canary::sings(Canary::WriteBackOff) => {
                     self.holders.insert(*node);
                     effects.push(Effect::Repair(*node, self.generation, repair));
@@ -258,7 +275,10 @@ impl<A: Readable> Read<A> {
             let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
             let (replies, holders) = (count(self.answers.len()), count(self.holders.len()));
             let answer = self.merged.clone().expect("merge() has just set it");
-            self.reply(Ok(Done { answer, replies, holders, repaired: self.differed }), effects);
+            self.reply(
+                Ok(Done { answer, replies, holders, sloppy: self.is_sloppy(), repaired: self.differed }),
+                effects,
+            );
             return;
         }
         while self.holders.len() + self.repairing.len() + self.outstanding() < self.holders_needed() {

@@ -133,6 +133,8 @@ pub struct Mint {
     pub above: Stamp,
     /// How long the version lives, in milliseconds.
     pub ttl_ms: Option<u64>,
+    /// The own copy is elsewhere: this node is a fallback, and the batch has no record.
+    pub stands_in: bool,
     /// The client's name for the write, and what it asks for.
     pub request: Option<(RequestId, Print)>,
 }
@@ -184,7 +186,7 @@ pub fn mint(
     write: &Mint,
 ) -> Result<Minted, MintError> {
     // A damaged copy is not written over: it would count in quorums without the versions that it held.
-    let old = stored::load(storage, &write.storage_key)?;
+    let old = if write.stands_in { None } else { stored::load(storage, &write.storage_key)? };
     let minted = match write.conflicts {
         Conflicts::Lww => mint_lww(minter, now, write, old),
         Conflicts::Siblings => mint_sibling(minter, now, write, old),
@@ -213,7 +215,9 @@ fn finish(
         entry.remember(now, &mut batch);
     }
     let bytes = codec::encode_record(record);
-    batch.put(write.storage_key.clone(), stored::encode(&write.storage_key, line, &bytes));
+    if !write.stands_in {
+        batch.put(write.storage_key.clone(), stored::encode(&write.storage_key, line, &bytes));
+    }
     Minted { batch, record: bytes.into(), stamp, dot, versions: record.versions(), entry }
 }
 
@@ -326,6 +330,7 @@ mod tests {
             seen,
             above: Stamp(0),
             ttl_ms: None,
+            stands_in: false,
             request: None,
         }
     }

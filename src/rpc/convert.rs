@@ -49,14 +49,6 @@ fn context(bytes: Bytes) -> Result<Bytes, Invalid> {
     Ok(bytes)
 }
 
-/// What is in the contract and not built yet is refused, not ignored.
-fn unbuilt(sloppy: Option<bool>) -> Result<(), Failure> {
-    if sloppy == Some(true) {
-        return Err(Failure::early(Cause::Unbuilt("sloppy: a sloppy quorum".into())));
-    }
-    Ok(())
-}
-
 /// 16 bytes, or none.
 pub fn request_id(bytes: &[u8]) -> Result<Option<RequestId>, Invalid> {
     if bytes.is_empty() {
@@ -104,7 +96,6 @@ pub fn put_request(
     metadata: &MetadataMap,
     value_limit: usize,
 ) -> Result<WriteRequest, Failure> {
-    unbuilt(message.sloppy)?;
     Invalid::check_max("value", message.value.len(), value_limit, "bytes")?;
     let w = match message.acks {
         Some(proto::put_request::Acks::W(count)) => Some(Level::Count(count)),
@@ -119,6 +110,7 @@ pub fn put_request(
         w,
         ttl_ms: (message.ttl_ms > 0).then_some(message.ttl_ms),
         request_id: request_id(&message.request_id)?,
+        sloppy: message.sloppy,
         timeout: timeout(message.timeout_ms, metadata),
     })
 }
@@ -128,7 +120,6 @@ pub fn delete_request(
     message: proto::DeleteRequest,
     metadata: &MetadataMap,
 ) -> Result<WriteRequest, Failure> {
-    unbuilt(message.sloppy)?;
     let w = match message.acks {
         Some(proto::delete_request::Acks::W(count)) => Some(Level::Count(count)),
         Some(proto::delete_request::Acks::WLevel(name)) => Some(level("w", name)?),
@@ -142,6 +133,7 @@ pub fn delete_request(
         w,
         ttl_ms: None,
         request_id: request_id(&message.request_id)?,
+        sloppy: message.sloppy,
         timeout: timeout(message.timeout_ms, metadata),
     })
 }
@@ -157,6 +149,7 @@ pub fn get_request(message: proto::GetRequest, metadata: &MetadataMap) -> Result
         keyspace: keyspace(message.keyspace)?,
         key: Key::new(message.key, message.sort)?,
         r,
+        sloppy: message.sloppy,
         timeout: timeout(message.timeout_ms, metadata),
     })
 }
@@ -257,14 +250,14 @@ pub fn keyspace_info(keyspace: &Keyspace) -> proto::KeyspaceInfo {
 
 /// An acknowledged put for the wire.
 pub fn put_response(done: WriteDone) -> proto::PutResponse {
-    let WriteDone { context, w, acks, stamp } = done;
-    proto::PutResponse { context, w, acks, sloppy: false, stamp }
+    let WriteDone { context, w, acks, sloppy, stamp } = done;
+    proto::PutResponse { context, w, acks, sloppy, stamp }
 }
 
 /// An acknowledged delete for the wire.
 pub fn delete_response(done: WriteDone) -> proto::DeleteResponse {
-    let WriteDone { context, w, acks, stamp } = done;
-    proto::DeleteResponse { context, w, acks, sloppy: false, stamp }
+    let WriteDone { context, w, acks, sloppy, stamp } = done;
+    proto::DeleteResponse { context, w, acks, sloppy, stamp }
 }
 
 fn sibling(live: Live) -> proto::Sibling {
@@ -280,7 +273,7 @@ pub fn get_response(done: GetDone) -> proto::GetResponse {
         context: done.context,
         r: done.r,
         replies: done.replies,
-        sloppy: false,
+        sloppy: done.sloppy,
     }
 }
 

@@ -32,6 +32,8 @@ pub struct WriteRequest {
     pub ttl_ms: Option<u64>,
     /// The client's name for the write, under which it is applied once.
     pub request_id: Option<RequestId>,
+    /// Whether fallbacks may stand in; the keyspace says if this does not.
+    pub sloppy: Option<bool>,
     /// Until the answer must be there.
     pub timeout: Duration,
 }
@@ -45,6 +47,8 @@ pub struct WriteDone {
     pub w: u32,
     /// Acknowledgements received.
     pub acks: u32,
+    /// Whether fallbacks counted.
+    pub sloppy: bool,
     /// The version's stamp.
     pub stamp: u64,
 }
@@ -58,6 +62,8 @@ pub struct GetRequest {
     pub key: Key,
     /// Answers asked for.
     pub r: Option<Level>,
+    /// Whether fallbacks may answer; the keyspace says if this does not.
+    pub sloppy: Option<bool>,
     /// Until the answer must be there.
     pub timeout: Duration,
 }
@@ -73,6 +79,8 @@ pub struct GetDone {
     pub r: u32,
     /// Answers received.
     pub replies: u32,
+    /// Whether fallbacks answered.
+    pub sloppy: bool,
 }
 
 /// A scan.

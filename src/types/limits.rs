@@ -64,6 +64,8 @@ pub const CLOCK_SKEW_DEFAULT: Duration = Duration::from_millis(500);
 /// How far ahead of the issued stamps the persisted clock bound runs. Below half the skew allowed, so that
 /// a node which starts again above its bound is not refused by its peers.
 pub const CLOCK_LEASE: Duration = Duration::from_millis(200);
+/// How long a home replica may be silent before a fallback stands in for it in a sloppy write.
+pub const STAND_IN_AFTER: Duration = Duration::from_millis(150);
 /// How long a write is known by its request id, so that a retry is applied once.
 pub const REQUEST_MEMORY: Duration = Duration::from_secs(600);
 /// Request ids that a node remembers; past it a write that has one is refused: 100 bytes each on disk.

@@ -248,8 +248,9 @@ fn operations() -> proto::Operations {
             fresh: true,
             hinted_at_ms: 0,
             remember: entry().encode().into(),
+            stand_in_for: "00000000000000a2".into(),
         }),
-        Kind::Fetch(proto::Fetch { have: Bytes::from_static(&[7; 16]), inspect: false }),
+        Kind::Fetch(proto::Fetch { have: Bytes::from_static(&[7; 16]), inspect: false, stand_in: true }),
         Kind::Page(page),
         Kind::Forward(forward(proto::forward::Request::Put(put()))),
         Kind::Forward(forward(proto::forward::Request::Get(get()))),
@@ -259,6 +260,7 @@ fn operations() -> proto::Operations {
             fresh: false,
             hinted_at_ms: 9,
             remember: Bytes::new(),
+            stand_in_for: String::new(),
         }),
         Kind::FindRequest(proto::FindRequest { request_id: Bytes::from_static(&[7; 16]) }),
         Kind::Hints(true),
@@ -289,8 +291,9 @@ fn hints() -> Seeds {
     let key = Key::new(&b"key"[..], &b"sort"[..]).expect("a key");
     let storage_key = record_key(PartitionId(3), KeyspaceId(1), &key);
     let mut body = |record: &[u8]| {
-        let new =
-            book.add(WallMs(1_800_000_000_000), NodeId(2), &storage_key, record).expect("there is room");
+        let new = book
+            .add(WallMs(1_800_000_000_000), NodeId(2), &storage_key, record, false)
+            .expect("there is room");
         let Write::Put(key, value) = &new.batch.writes[0] else { panic!("a put") };
         open(key, value).expect("sealed").to_vec()
     };

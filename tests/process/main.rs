@@ -21,3 +21,4 @@ mod load;
 mod ownership;
 mod retries;
 mod semantics;
+mod sloppy;
