@@ -450,10 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_built_is_refused() {
-        let put = proto::PutRequest { key: "k".into(), sloppy: Some(true), ..Default::default() };
-        let failure = put_request(put, &MetadataMap::new(), 10).expect_err("sloppy");
-        assert_eq!(code(&failure), Code::Unimplemented);
+    fn a_request_id_has_16_bytes() {
         let put = proto::PutRequest { key: "k".into(), request_id: vec![1; 3].into(), ..Default::default() };
         let failure = put_request(put, &MetadataMap::new(), 10).expect_err("a short id");
         assert_eq!(code(&failure), Code::InvalidArgument);
