@@ -19,6 +19,7 @@ use quoral::types::ids::{LayoutVersion, NodeId};
 use quoral::types::time::Mono;
 use quoral::version::hlc::Stamp;
 use quoral::version::record::{LwwVersion, Payload, Record};
+use quoral::version::session::Floor;
 
 fn node(text: &str) -> NodeId {
     NodeId(text.trim_start_matches('n').parse().unwrap_or_else(|_| panic!("a node like n1, not {text:?}")))
@@ -58,6 +59,7 @@ fn show_failure(failure: &Failure) -> String {
     let cause = match &failure.cause {
         Cause::Unavailable => "unavailable",
         Cause::TooFewAcks => "too-few",
+        Cause::BehindSession => "behind-session",
         Cause::Storage(_) => "storage",
         Cause::InDoubt(_) => "in-doubt",
         other => panic!("not in a script: {other:?}"),
@@ -154,6 +156,10 @@ impl ReadScript {
             homes,
             r: o["r"].parse().expect("a number"),
             holders: o.get("holders").map_or(0, |h| h.parse().expect("a number")),
+            floor: o.get("floor").map(|floor| {
+                let stamp = floor.trim_start_matches('v').parse().expect("a number");
+                Floor::Lww(Stamp(stamp), NodeId(1))
+            }),
             deadline: Mono(5_000),
             hedge_after: Duration::from_micros(100),
             layout_version: LayoutVersion(1),

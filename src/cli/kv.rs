@@ -154,6 +154,7 @@ impl WriteArgs {
             timeout_ms: millis(client.timeout()),
             answers: None,
             sloppy: self.sloppy,
+            session: None,
         };
         Ok(get(client, request).await?.context)
     }
@@ -211,6 +212,7 @@ impl PutArgs {
             timeout_ms: millis(global.timeout()),
             sloppy: self.write.sloppy,
             request_id: self.write.request_id(),
+            session: None,
         };
         let send = |mut kv: Kv| {
             let request = request.clone();
@@ -239,6 +241,7 @@ impl DelArgs {
             timeout_ms: millis(global.timeout()),
             sloppy: self.write.sloppy,
             request_id: self.write.request_id(),
+            session: None,
         };
         let send = |mut kv: Kv| {
             let request = request.clone();
@@ -264,6 +267,7 @@ impl GetArgs {
             answers: self.r.map(read_level),
             timeout_ms: millis(global.timeout()),
             sloppy: self.sloppy,
+            session: None,
         };
         let answer = get(&client, request).await?;
         let found = if answer.found { Exit::Done } else { Exit::NotFound };

@@ -143,6 +143,7 @@ impl Sender {
             timeout_ms: millis(client.timeout()),
             answers: None,
             sloppy: None,
+            session: None,
         };
         let answer = get(client, request).await?;
         Ok(answer.siblings.iter().any(|sibling| sibling.value == row.value))

@@ -12,13 +12,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use super::drive::{Driver, Place};
+use super::drive::{Driver, Place, PutDone};
 use super::forwards::another_home_may;
 use super::readings::KeyReading;
 use super::retries::{Named, Turns, context_of_write};
+use super::sessions::{Carried, Wrote};
 use crate::quorum::{put, read};
 use crate::replica::mint::Mint;
-use crate::replica::requests::Print;
+use crate::replica::requests::{Outcome as Known, Print};
 use crate::ring::layout::ClusterMap;
 use crate::ring::preflist::{homes, preference_list};
 use crate::rpc::requests::{GetDone, GetRequest, WriteDone, WriteRequest};
@@ -34,6 +35,7 @@ use crate::version::codec::{self, ClientContext};
 use crate::version::dvv::Context;
 use crate::version::hlc::Stamp;
 use crate::version::record::{Payload, Record};
+use crate::version::session::Session;
 
 /// Whether the node takes requests, and if not, why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -157,6 +159,7 @@ impl Coordinator {
         let w = request.w.unwrap_or(Level::Count(route.keyspace.w.into()));
         let w = w.resolve("w", route.keyspace.n)?;
         let seen = client_context(&request.context, &route, &request.key)?;
+        let _well_formed = request.session.as_deref().map(Session::decode).transpose()?;
         let goes_on = match request.request_id {
             // Attempts through several nodes meet at the first home replica.
             Some(_) if may_forward => self.first_home(&route) != Some(self.driver.me),
@@ -223,10 +226,15 @@ impl Coordinator {
         request: WriteRequest,
         route: &Route,
         w: u8,
-        seen: ClientContext,
+        mut seen: ClientContext,
         began: Mono,
     ) -> Result<WriteDone, Failure> {
         let now = self.driver.clock.wall();
+        let storage_key = schema::record_key(route.partition, route.keyspace.id, &request.key);
+        let carried = Carried::of(request.session.as_ref(), route, &storage_key)?;
+        if let Some(carried) = &carried {
+            seen.stamp = seen.stamp.max(carried.need().stamp);
+        }
         self.check_clock(now, seen.stamp)?;
         let fallbacks = self.fallbacks(route, request.sloppy);
         if fallbacks.is_empty() {
@@ -264,7 +272,7 @@ impl Coordinator {
                     return Err(self.forward_failure(route, w, Cause::TooFewAcks, Applied::Maybe, homes));
                 };
                 if let Some(known) = self.earlier_attempt(named).await? {
-                    return self.repeat(named, seen, known).await;
+                    return self.repeat(named, seen, carried, known).await;
                 }
                 if self.driver.metrics.requests_remembered.get() >= limits::REQUESTS_REMEMBERED {
                     return Err(Failure::early(Cause::Overloaded(limits::RETRY_DELAY)));
@@ -291,24 +299,22 @@ impl Coordinator {
             stands_in: !route.homes.contains(&self.driver.me),
             request: named.as_ref().map(|named| named.request),
         };
-        let tag = codec::key_tag(route.position, place.key.sort_key());
         let id = request.request_id;
-        let done = self.driver.put(plan, place.clone(), write).await?;
-        if let (Some(id), Some(entry)) = (id, done.minted.entry) {
-            let context = context_of_write(seen, entry.outcome, id);
-            let stamp = done.minted.stamp.0;
-            let (acks, sloppy) = (done.done.acks, done.done.sloppy);
-            return Ok(WriteDone { context, w: w.into(), acks, sloppy, stamp });
-        }
-        let mut dots = seen.dots;
-        done.minted.dot.into_iter().for_each(|dot| dots.insert(dot));
-        let context = ClientContext { key_tag: tag, dots, stamp: done.minted.stamp };
+        let PutDone { done, minted } = self.driver.put(plan, place.clone(), write).await?;
+        let outcome = Known { print: None, stamp: minted.stamp, dot: minted.dot };
+        let session = carried.map(|carried| {
+            // Of a sloppy write nobody knows how many homes have it.
+            let holders = if done.sloppy { 0 } else { done.acks };
+            let wrote = Wrote { by: self.driver.me, id, outcome, past: &seen.dots, holders };
+            carried.wrote(self.driver.clock.wall(), route.keyspace.conflicts, &wrote)
+        });
         Ok(WriteDone {
-            context: codec::encode_context(&context).into(),
+            context: context_of_write(seen, outcome, id),
             w: w.into(),
-            acks: done.done.acks,
-            sloppy: done.done.sloppy,
-            stamp: done.minted.stamp.0,
+            acks: done.acks,
+            sloppy: done.sloppy,
+            stamp: minted.stamp.0,
+            session: session.unwrap_or_default(),
         })
     }
 
@@ -362,23 +368,32 @@ impl Coordinator {
                 done => return done,
             }
         }
-        let plan = self.read_plan(&route, r, &fallbacks, began + request.timeout);
         let tag = codec::key_tag(route.position, request.key.sort_key());
-        let reading = self.key_reading(&route, place(&route, request.key));
+        let place = place(&route, request.key);
+        let carried = Carried::of(request.session.as_ref(), &route, &place.storage_key)?;
+        let need = carried.as_ref().map(Carried::need).unwrap_or_default();
+        let asked = r.max(need.answers.min(route.keyspace.n));
+        let mut plan = self.read_plan(&route, asked, &fallbacks, began + request.timeout);
+        plan.floor = need.floor;
+        let reading = self.key_reading(&route, place);
         let done = self.driver.read(plan, reading).await?;
         let now = self.driver.clock.wall();
+        let record = done.answer.as_deref();
+        // What fallbacks hold is no home's yet.
+        let holders = if done.sloppy { 0 } else { done.holders };
         Ok(GetDone {
-            siblings: done.answer.as_ref().map(|record| record.live(now)).unwrap_or_default(),
-            context: done.answer.map(|record| context_of(&record, tag)).unwrap_or_default(),
+            siblings: record.map(|record| record.live(now)).unwrap_or_default(),
+            context: record.map(|record| context_of(record, tag)).unwrap_or_default(),
             r: r.into(),
             replies: done.replies,
             sloppy: done.sloppy,
+            session: carried.map(|carried| carried.read(now, record, holders)).unwrap_or_default(),
         })
     }
 
     /// The plan of a read: this node first, then the other reachable home replicas in an order that spreads
     /// the load.
-    pub fn read_plan(&self, route: &Route, r: u8, fallbacks: &[NodeId], deadline: Mono) -> read::Plan {
+    pub fn read_plan<F>(&self, route: &Route, r: u8, fallbacks: &[NodeId], deadline: Mono) -> read::Plan<F> {
         let me = self.driver.me;
         let homes = route.homes.clone();
         let mut candidates: Vec<NodeId> =
@@ -396,6 +411,7 @@ impl Coordinator {
             homes,
             r,
             holders: 0,
+            floor: None,
             deadline,
             hedge_after: limits::HEDGE_AFTER,
             layout_version: route.map.layout.version,

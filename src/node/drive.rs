@@ -239,7 +239,7 @@ impl Driver {
     /// Runs a read to its answer; its task lives on until what it has asked for has been answered.
     pub async fn read<R: Reading>(
         &self,
-        plan: read::Plan,
+        plan: read::Plan<<R::Answer as read::Readable>::Floor>,
         reading: R,
     ) -> Result<read::Done<R::Answer>, Failure> {
         let (reply, answer) = oneshot::channel();
@@ -250,7 +250,7 @@ impl Driver {
 
     async fn run_read<R: Reading>(
         &self,
-        plan: read::Plan,
+        plan: read::Plan<<R::Answer as read::Readable>::Floor>,
         reading: Arc<R>,
         reply: oneshot::Sender<Result<read::Done<R::Answer>, Failure>>,
     ) {

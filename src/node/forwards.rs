@@ -36,12 +36,12 @@ impl Coordinator {
         let message = write_to_wire(request, w);
         match self.forward(message, timeout, route, may_forward, is_named).await? {
             Sent::Answered(forwarded::Kind::Put(done)) => {
-                let proto::PutResponse { context, w, acks, sloppy, stamp } = done;
-                Ok(WriteDone { context, w, acks, sloppy, stamp })
+                let proto::PutResponse { context, w, acks, sloppy, stamp, session } = done;
+                Ok(WriteDone { context, w, acks, sloppy, stamp, session })
             }
             Sent::Answered(forwarded::Kind::Delete(done)) => {
-                let proto::DeleteResponse { context, w, acks, sloppy, stamp } = done;
-                Ok(WriteDone { context, w, acks, sloppy, stamp })
+                let proto::DeleteResponse { context, w, acks, sloppy, stamp, session } = done;
+                Ok(WriteDone { context, w, acks, sloppy, stamp, session })
             }
             Sent::Lost(node) => {
                 Err(self.forward_failure(route, w, Cause::TooFewAcks, Applied::Maybe, vec![node]))
@@ -68,6 +68,7 @@ impl Coordinator {
             answers: Some(proto::get_request::Answers::R(r.into())),
             timeout_ms: 0,
             sloppy: request.sloppy,
+            session: request.session,
         });
         match self.forward(message, timeout, route, may_forward, true).await? {
             Sent::Answered(forwarded::Kind::Get(done)) => Ok(GetDone {
@@ -76,6 +77,7 @@ impl Coordinator {
                 r: done.r,
                 replies: done.replies,
                 sloppy: done.sloppy,
+                session: done.session,
             }),
             Sent::Lost(node) => {
                 Err(self.forward_failure(route, r, Cause::TooFewAcks, Applied::No, vec![node]))
@@ -209,7 +211,7 @@ pub(super) fn another_home_may(failure: &Failure) -> bool {
         Cause::Storage(_) | Cause::NotServing(_) | Cause::ClockSkew(_) | Cause::Unavailable => true,
         // Sent on, it would only spread the load that is too much.
         Cause::Overloaded(_) => false,
-        Cause::TooFewAcks | Cause::InDoubt(_) | Cause::TooManySiblings(_) => false,
+        Cause::BehindSession | Cause::TooFewAcks | Cause::InDoubt(_) | Cause::TooManySiblings(_) => false,
         Cause::Invalid(_) | Cause::UnknownKeyspace(_) | Cause::Unbuilt(_) | Cause::Forwarded { .. } => false,
     };
     own && failure.applied == Applied::No
@@ -228,6 +230,7 @@ fn write_to_wire(request: WriteRequest, w: u8) -> forward::Request {
             ttl_ms: request.ttl_ms.unwrap_or(0),
             request_id: convert::request_id_bytes(request.request_id),
             sloppy: request.sloppy,
+            session: request.session,
             ..Default::default()
         }),
         Payload::Tombstone => forward::Request::Delete(proto::DeleteRequest {
@@ -238,6 +241,7 @@ fn write_to_wire(request: WriteRequest, w: u8) -> forward::Request {
             acks: Some(proto::delete_request::Acks::W(w.into())),
             request_id: convert::request_id_bytes(request.request_id),
             sloppy: request.sloppy,
+            session: request.session,
             ..Default::default()
         }),
     }

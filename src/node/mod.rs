@@ -23,4 +23,5 @@ mod retries;
 pub mod scans;
 pub mod server;
 pub mod service;
+mod sessions;
 pub mod startup;

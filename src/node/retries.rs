@@ -21,6 +21,7 @@ use super::committer::Committer;
 use super::coordinator::{Coordinator, Route};
 use super::drive::Place;
 use super::env::Clock;
+use super::sessions::Carried;
 use crate::replica::requests::{self, Entry, Outcome, Print};
 use crate::rpc::convert::request_id_bytes;
 use crate::rpc::proto::{self, answer, operation};
@@ -167,6 +168,7 @@ impl Coordinator {
         &self,
         named: &Named<'_>,
         seen: ClientContext,
+        carried: Option<Carried>,
         (knows, outcome): (NodeId, Outcome),
     ) -> Result<WriteDone, Failure> {
         self.driver.metrics.requests_repeated.inc();
@@ -185,17 +187,28 @@ impl Coordinator {
         };
         let done = self.driver.read(plan, reading).await.map_err(in_doubt)?;
         let stamp = outcome.stamp;
-        let context = context_of_write(seen, outcome, named.request.0);
+        let session = carried.map(|carried| {
+            let now = self.driver.clock.wall();
+            // Whoever holds it holds the write, or what replaced it.
+            match &done.answer {
+                Some(record) => carried.read(now, Some(record), done.holders),
+                None => carried.read(now, None, 0),
+            }
+        });
+        let session = session.unwrap_or_default();
+        let context = context_of_write(seen, outcome, Some(named.request.0));
         let acks = if done.sloppy { done.replies } else { done.holders };
-        Ok(WriteDone { context, w: named.w.into(), acks, sloppy: done.sloppy, stamp: stamp.0 })
+        Ok(WriteDone { context, w: named.w.into(), acks, sloppy: done.sloppy, stamp: stamp.0, session })
     }
 }
 
 /// The context that covers a write and what it replaced.
-pub fn context_of_write(seen: ClientContext, outcome: Outcome, id: RequestId) -> Bytes {
+pub fn context_of_write(seen: ClientContext, outcome: Outcome, id: Option<RequestId>) -> Bytes {
     let mut context = ClientContext { stamp: outcome.stamp, ..seen };
     outcome.dot.into_iter().for_each(|dot| context.dots.insert(dot));
-    context.dots.insert_request(id, outcome.stamp.wall());
+    if let Some(id) = id {
+        context.dots.insert_request(id, outcome.stamp.wall());
+    }
     codec::encode_context(&context).into()
 }
 

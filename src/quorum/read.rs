@@ -14,7 +14,9 @@
 //! 9. A read of a keyspace that takes sloppy writes has fallbacks behind the homes among its candidates: they answer
 //!    with the hints that they keep. What they lack is not stored there, and once one has answered the reply waits for
 //!    no write-back: until the hints are home there is no quorum to speak of.
-//! 10. A plan may ask for more holders: so a write that is sent again is brought to its `w`.
+//! 10. With the floor of a client's session, an answer that is behind it is no answer: the next replica is asked, and if
+//!    none is left the read fails.
+//! 11. A plan may ask for more holders: so a write that is sent again is brought to its `w`.
 //!
 //! Invariants: one `Reply`, one `Finished`; a version that is replied is held by so many replicas at
 //! that moment.
@@ -35,13 +37,19 @@ pub trait Readable: Clone + PartialEq + std::fmt::Debug {
     /// The merge of all answers; `None` if they can't be merged (one is damaged).
     fn merge(answers: &[&Self]) -> Option<Self>;
 
+    /// What a client's session has seen of it.
+    type Floor: Clone + std::fmt::Debug + Send;
+
+    /// Whether it holds what a session has seen, or what replaced that.
+    fn reaches(&self, floor: &Self::Floor) -> bool;
+
     /// What a replica that gave `answer` lacks of the merged answer `self`; `None` if nothing.
     fn missing(&self, answer: &Self) -> Option<Self::Repair>;
 }
 
 /// What a read needs to know at its start.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub struct Plan<F> {
     /// Reachable home replicas, the ones to ask first in front; then fallbacks, if the read is sloppy.
     pub candidates: Vec<NodeId>,
     /// All home replicas, reachable or not.
@@ -50,6 +58,8 @@ pub struct Plan {
     pub r: u8,
     /// Replicas that must hold what is replied, if more than the rule asks; at most `r`.
     pub holders: u8,
+    /// What the client's session has seen: less than that is no answer.
+    pub floor: Option<F>,
     /// When the answer must go out.
     pub deadline: Mono,
     /// How long an asked replica may be silent before another is asked too.
@@ -113,7 +123,7 @@ pub enum Effect<A: Readable> {
 /// The machine.
 #[derive(Debug, Clone)]
 pub struct Read<A: Readable> {
-    plan: Plan,
+    plan: Plan<A::Floor>,
     asked: Vec<NodeId>,
     answers: BTreeMap<NodeId, A>,
     failed: BTreeSet<NodeId>,
@@ -130,7 +140,7 @@ pub struct Read<A: Readable> {
 
 impl<A: Readable> Read<A> {
     /// A read that has not begun.
-    pub fn new(plan: Plan) -> Read<A> {
+    pub fn new(plan: Plan<A::Floor>) -> Read<A> {
         assert!(usize::from(plan.r) <= plan.homes.len(), "a quorum larger than its set");
         Read {
             plan,
@@ -269,6 +279,13 @@ impl<A: Readable> Read<A> {
 
     fn reply_or_widen(&mut self, effects: &mut Vec<Effect<A>>) {
         if self.replied {
+            return;
+        }
+        let is_behind = |merged: &A| self.plan.floor.as_ref().is_some_and(|floor| !merged.reaches(floor));
+        if self.merged.as_ref().is_some_and(is_behind) {
+            if self.outstanding() == 0 && !self.ask_next(effects) {
+                self.fail(Cause::BehindSession, effects);
+            }
             return;
         }
         if self.holders.len() >= self.holders_needed() {

@@ -111,6 +111,7 @@ pub fn put_request(
         ttl_ms: (message.ttl_ms > 0).then_some(message.ttl_ms),
         request_id: request_id(&message.request_id)?,
         sloppy: message.sloppy,
+        session: message.session,
         timeout: timeout(message.timeout_ms, metadata),
     })
 }
@@ -134,6 +135,7 @@ pub fn delete_request(
         ttl_ms: None,
         request_id: request_id(&message.request_id)?,
         sloppy: message.sloppy,
+        session: message.session,
         timeout: timeout(message.timeout_ms, metadata),
     })
 }
@@ -150,6 +152,7 @@ pub fn get_request(message: proto::GetRequest, metadata: &MetadataMap) -> Result
         key: Key::new(message.key, message.sort)?,
         r,
         sloppy: message.sloppy,
+        session: message.session,
         timeout: timeout(message.timeout_ms, metadata),
     })
 }
@@ -250,14 +253,14 @@ pub fn keyspace_info(keyspace: &Keyspace) -> proto::KeyspaceInfo {
 
 /// An acknowledged put for the wire.
 pub fn put_response(done: WriteDone) -> proto::PutResponse {
-    let WriteDone { context, w, acks, sloppy, stamp } = done;
-    proto::PutResponse { context, w, acks, sloppy, stamp }
+    let WriteDone { context, w, acks, sloppy, stamp, session } = done;
+    proto::PutResponse { context, w, acks, sloppy, stamp, session }
 }
 
 /// An acknowledged delete for the wire.
 pub fn delete_response(done: WriteDone) -> proto::DeleteResponse {
-    let WriteDone { context, w, acks, sloppy, stamp } = done;
-    proto::DeleteResponse { context, w, acks, sloppy, stamp }
+    let WriteDone { context, w, acks, sloppy, stamp, session } = done;
+    proto::DeleteResponse { context, w, acks, sloppy, stamp, session }
 }
 
 fn sibling(live: Live) -> proto::Sibling {
@@ -274,6 +277,7 @@ pub fn get_response(done: GetDone) -> proto::GetResponse {
         r: done.r,
         replies: done.replies,
         sloppy: done.sloppy,
+        session: done.session,
     }
 }
 
@@ -295,9 +299,11 @@ pub fn code(failure: &Failure) -> Code {
         Cause::Invalid(_) => Code::InvalidArgument,
         Cause::UnknownKeyspace(_) => Code::NotFound,
         Cause::TooFewAcks if failure.applied == Applied::Maybe => Code::DeadlineExceeded,
-        Cause::Unavailable | Cause::TooFewAcks | Cause::NotServing(_) | Cause::ClockSkew(_) => {
-            Code::Unavailable
-        }
+        Cause::Unavailable
+        | Cause::BehindSession
+        | Cause::TooFewAcks
+        | Cause::NotServing(_)
+        | Cause::ClockSkew(_) => Code::Unavailable,
         Cause::Overloaded(_) => Code::ResourceExhausted,
         Cause::TooManySiblings(_) => Code::FailedPrecondition,
         Cause::Storage(_) | Cause::InDoubt(_) => Code::Internal,

@@ -34,6 +34,8 @@ pub struct WriteRequest {
     pub request_id: Option<RequestId>,
     /// Whether fallbacks may stand in; the keyspace says if this does not.
     pub sloppy: Option<bool>,
+    /// The client's session token, as it sent it; empty begins one.
+    pub session: Option<Bytes>,
     /// Until the answer must be there.
     pub timeout: Duration,
 }
@@ -49,6 +51,8 @@ pub struct WriteDone {
     pub acks: u32,
     /// Whether fallbacks counted.
     pub sloppy: bool,
+    /// The session token after it; empty without a session.
+    pub session: Bytes,
     /// The version's stamp.
     pub stamp: u64,
 }
@@ -64,6 +68,8 @@ pub struct GetRequest {
     pub r: Option<Level>,
     /// Whether fallbacks may answer; the keyspace says if this does not.
     pub sloppy: Option<bool>,
+    /// The client's session token, as it sent it; empty begins one.
+    pub session: Option<Bytes>,
     /// Until the answer must be there.
     pub timeout: Duration,
 }
@@ -81,6 +87,8 @@ pub struct GetDone {
     pub replies: u32,
     /// Whether fallbacks answered.
     pub sloppy: bool,
+    /// The session token after it; empty without a session.
+    pub session: Bytes,
 }
 
 /// A scan.

@@ -13,6 +13,12 @@ pub const VALUE_BYTES_MAX: usize = 16 << 20;
 /// Longest context that a client may send, in bytes. A context of a record with 100 siblings by 100
 /// actors is under 4 KiB.
 pub const CONTEXT_BYTES: usize = 64 << 10;
+/// Largest session token, in bytes, and the keys that it names at the most.
+pub const SESSION_BYTES: usize = 4 << 10;
+/// Keys that a session token names at the most.
+pub const SESSION_KEYS: usize = 64;
+/// How long a session token names a key: replicas that were away have been repaired by then, or are away.
+pub const SESSION_KEEPS: Duration = Duration::from_secs(3_600);
 /// Siblings of one key past which a warning is counted.
 pub const SIBLINGS_WARN: usize = 25;
 /// Siblings of one key past which a client's write that would add one more is refused. Replication and

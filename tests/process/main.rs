@@ -21,4 +21,5 @@ mod load;
 mod ownership;
 mod retries;
 mod semantics;
+mod sessions;
 mod sloppy;
