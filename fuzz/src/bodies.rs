@@ -409,7 +409,6 @@ fn operation(operation: proto::Operation) {
                     write(convert::put_request(put, &metadata, limits::VALUE_BYTES_DEFAULT))
                 }
                 Some(Request::Delete(delete)) => write(convert::delete_request(delete, &metadata)),
-                Some(Request::Get(get)) => convert::get_request(get, &metadata).ok().map(|get| get.timeout),
                 None => None,
             };
             assert!(timeout.is_none_or(|timeout| timeout <= limits::TIMEOUT_MAX));

@@ -1,9 +1,9 @@
 //! Runs the requests of clients: finds the home replicas, drives the machine, or forwards once.
 //!
-//! The coordinator of a put or get is a home replica of its key. A node that is none forwards the request to
-//! the first home replica it can reach, which never forwards again. One that surely changed nothing, since its
-//! disk is bad or it is stopping, is passed over for the next; so is this node when it is a home itself. A page
-//! of a scan needs no home: any node merges what the home replicas of the partition answer.
+//! The coordinator of a put is a home replica of its key. A node that is none forwards the request to the first
+//! home replica it can reach, which never forwards again. One that surely changed nothing, since its disk is bad
+//! or it is stopping, is passed over for the next; so is this node when it is a home itself. A get or a page of a
+//! scan needs no home: any node merges what the home replicas answer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -354,20 +354,12 @@ impl Coordinator {
     }
 
     /// A get.
-    pub async fn get(&self, request: GetRequest, may_forward: bool) -> Result<GetDone, Failure> {
+    pub async fn get(&self, request: GetRequest) -> Result<GetDone, Failure> {
         let began = self.driver.clock.mono();
         let route = self.route(&request.keyspace, request.key.partition_key())?;
         let r = request.r.unwrap_or(Level::Count(route.keyspace.r.into()));
         let r = r.resolve("r", route.keyspace.n)?;
         let fallbacks = self.fallbacks(&route, request.sloppy);
-        if !route.homes.contains(&self.driver.me) {
-            match self.forward_get(request.clone(), &route, r, may_forward).await {
-                // No home could be asked: with others this node answers as a fallback.
-                Err(Failure { cause: Cause::Unavailable | Cause::TooFewAcks, .. })
-                    if may_forward && !fallbacks.is_empty() => {}
-                done => return done,
-            }
-        }
         let tag = codec::key_tag(route.position, request.key.sort_key());
         let place = place(&route, request.key);
         let carried = Carried::of(request.session.as_ref(), &route, &place.storage_key)?;
@@ -391,18 +383,20 @@ impl Coordinator {
         })
     }
 
-    /// The plan of a read: this node first, then the other reachable home replicas in an order that spreads
-    /// the load.
+    /// The plan of a read: this node first, then the other reachable home replicas, the likely fast ones in front.
     pub fn read_plan<F>(&self, route: &Route, r: u8, fallbacks: &[NodeId], deadline: Mono) -> read::Plan<F> {
         let me = self.driver.me;
         let homes = route.homes.clone();
         let mut candidates: Vec<NodeId> =
             homes.iter().copied().filter(|node| *node != me && self.is_reachable(*node)).collect();
-        if candidates.len() > 1 {
-            let turn = self.under_way.load(Ordering::Relaxed) % candidates.len();
-            candidates.rotate_left(turn);
-        }
-        if homes.contains(&me) {
+        let (own, hedge_after) = {
+            let mut choice = self.driver.choice();
+            choice.order(self.driver.clock.mono(), &mut candidates);
+            let own = usize::from(homes.contains(&me));
+            let asked = usize::from(r).saturating_sub(own).min(candidates.len());
+            (own, choice.patience(&candidates[..asked]))
+        };
+        if own > 0 {
             candidates.insert(0, me);
         }
         candidates.extend(fallbacks);
@@ -413,7 +407,7 @@ impl Coordinator {
             holders: 0,
             floor: None,
             deadline,
-            hedge_after: limits::HEDGE_AFTER,
+            hedge_after,
             layout_version: route.map.layout.version,
         }
     }

@@ -4,9 +4,9 @@
 //! answer as soon as the machine says `Reply`. Answers of peers and of the commit thread come back through
 //! the task's channel, which holds at most a few events for each replica.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
@@ -16,6 +16,7 @@ use super::env::Clock;
 use super::hints::Hints;
 use super::links::Links;
 use crate::machine::Machine;
+use crate::quorum::choice::Choice;
 use crate::quorum::{put, read};
 use crate::replica::apply::Outcome;
 use crate::replica::mint::{Mint, Minted};
@@ -25,6 +26,7 @@ use crate::telemetry::metrics::Metrics;
 use crate::types::error::{Applied, Cause, Failure};
 use crate::types::ids::{KeyspaceId, NodeId};
 use crate::types::key::Key;
+use crate::types::limits::HEDGE_AFTER;
 use crate::types::time::Mono;
 use crate::version::codec;
 use crate::version::hlc::Stamp;
@@ -43,6 +45,8 @@ pub struct Driver {
     pub links: Arc<Links>,
     /// What is kept for those that are away.
     pub hints: Arc<Hints>,
+    /// Whom to read from first.
+    pub choice: Arc<Mutex<Choice>>,
     /// Counters.
     pub metrics: Arc<Metrics>,
 }
@@ -85,6 +89,11 @@ enum PutEvent {
 }
 
 impl Driver {
+    /// What is known of the others as replicas to read from.
+    pub fn choice(&self) -> MutexGuard<'_, Choice> {
+        self.choice.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn sleep_until(&self, at: Option<Mono>) {
         match at {
             Some(at) => {
@@ -257,6 +266,7 @@ impl Driver {
         let (events, mut incoming) = mpsc::unbounded_channel();
         let (mut machine, mut effects) = (read::Read::<R::Answer>::new(plan), Vec::new());
         let (mut reply, mut own, mut deadline, mut hedge) = (Some(reply), None, None, None);
+        let mut silent = BTreeMap::new();
         let mut next = Some(read::Event::Start);
         loop {
             if let Some(event) = next.take() {
@@ -269,7 +279,10 @@ impl Driver {
                     read::Effect::Fetch(node) if node == self.me => {
                         self.fetch_own(&reading, &mut own, &events);
                     }
-                    read::Effect::Fetch(node) => self.fetch(&reading, node, own.clone(), &events),
+                    read::Effect::Fetch(node) => {
+                        silent.insert(node, self.clock.mono());
+                        self.fetch(&reading, node, own.clone(), &events);
+                    }
                     read::Effect::Repair(node, number, repair) => {
                         self.repair(reading.stores(repair), node, number, &events);
                     }
@@ -293,10 +306,31 @@ impl Driver {
                 () = self.sleep_until(deadline) => read::Event::Deadline,
                 () = self.sleep_until(hedge) => {
                     hedge = None;
+                    if !self.pays_hedge(&silent) {
+                        hedge = Some(self.clock.mono() + HEDGE_AFTER);
+                        continue;
+                    }
                     read::Event::HedgeDue
                 }
             });
+            if let Some(read::Event::Answered(node, _) | read::Event::Failed(node)) = &next {
+                silent.remove(node);
+            }
         }
+    }
+
+    /// Whether the budget allows to ask one more; those that are silent are avoided for a while.
+    fn pays_hedge(&self, silent: &BTreeMap<NodeId, Mono>) -> bool {
+        let now = self.clock.mono();
+        let mut choice = self.choice();
+        silent.iter().for_each(|(node, asked_at)| choice.silent(now, *node, *asked_at));
+        let pays = choice.may_hedge();
+        drop(choice);
+        match pays {
+            true => self.metrics.hedges.inc(),
+            false => self.metrics.hedges_refused.inc(),
+        };
+        pays
     }
 
     /// Reads the own copy; if it is not yet durable, the event comes when it is.
@@ -347,7 +381,9 @@ impl Driver {
         let operation = reading.operation(node, own.as_ref());
         let (reading, failed) = (reading.clone(), events.clone());
         let events = events.clone();
+        let asked = R::IS_TIMED.then(|| Asked::new(self, node));
         let waiter = Box::new(move |result: Result<answer::Kind, _>| {
+            drop(asked);
             let answer = result.ok().and_then(|kind| reading.decode(kind, own));
             let _ = events.send(match answer {
                 Some(answer) => read::Event::Answered(node, answer),
@@ -407,8 +443,34 @@ impl Driver {
     }
 }
 
+/// A replica that is asked, until it has answered or its link broke.
+struct Asked {
+    choice: Arc<Mutex<Choice>>,
+    clock: Arc<dyn Clock>,
+    node: NodeId,
+    at: Mono,
+}
+
+impl Asked {
+    fn new(driver: &Driver, node: NodeId) -> Asked {
+        let at = driver.clock.mono();
+        driver.choice().asked(at, node);
+        Asked { choice: driver.choice.clone(), clock: driver.clock.clone(), node, at }
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        let mut choice = self.choice.lock().unwrap_or_else(PoisonError::into_inner);
+        choice.answered(self.clock.mono(), self.node, self.at);
+    }
+}
+
 /// One kind of read: of a key, or of a page.
 pub trait Reading: Send + Sync + 'static {
+    /// Whether its answers tell how fast a replica is.
+    const IS_TIMED: bool;
+
     /// What replicas answer.
     type Answer: read::Readable + Send + 'static;
 

@@ -9,11 +9,9 @@ use super::coordinator::{Coordinator, Route};
 use crate::canary::{self, Canary};
 use crate::rpc::convert;
 use crate::rpc::proto::{self, answer, forward, forwarded, operation};
-use crate::rpc::requests::{GetDone, GetRequest, WriteDone, WriteRequest};
+use crate::rpc::requests::{WriteDone, WriteRequest};
 use crate::types::error::{Applied, Cause, Failure, Invalid};
 use crate::types::ids::NodeId;
-use crate::types::time::WallMs;
-use crate::version::hlc::Stamp;
 use crate::version::record::Payload;
 
 /// The answer of another node to a forwarded request.
@@ -48,42 +46,6 @@ impl Coordinator {
             }
             Sent::Answered(_) | Sent::NobodyUp => {
                 Err(self.forward_failure(route, w, Cause::Unavailable, Applied::No, route.homes.clone()))
-            }
-        }
-    }
-
-    /// Sends a get on.
-    pub(super) async fn forward_get(
-        &self,
-        request: GetRequest,
-        route: &Route,
-        r: u8,
-        may_forward: bool,
-    ) -> Result<GetDone, Failure> {
-        let timeout = request.timeout;
-        let message = forward::Request::Get(proto::GetRequest {
-            keyspace: request.keyspace,
-            key: request.key.partition_key().clone(),
-            sort: request.key.sort_key().clone(),
-            answers: Some(proto::get_request::Answers::R(r.into())),
-            timeout_ms: 0,
-            sloppy: request.sloppy,
-            session: request.session,
-        });
-        match self.forward(message, timeout, route, may_forward, true).await? {
-            Sent::Answered(forwarded::Kind::Get(done)) => Ok(GetDone {
-                siblings: done.siblings.into_iter().map(live_of_wire).collect(),
-                context: done.context,
-                r: done.r,
-                replies: done.replies,
-                sloppy: done.sloppy,
-                session: done.session,
-            }),
-            Sent::Lost(node) => {
-                Err(self.forward_failure(route, r, Cause::TooFewAcks, Applied::No, vec![node]))
-            }
-            Sent::Answered(_) | Sent::NobodyUp => {
-                Err(self.forward_failure(route, r, Cause::Unavailable, Applied::No, route.homes.clone()))
             }
         }
     }
@@ -189,15 +151,6 @@ impl Coordinator {
                     Err(failure) => Err(failure),
                 }
             }
-            Some(forward::Request::Get(get)) => {
-                let get = proto::GetRequest { timeout_ms, ..get };
-                match convert::get_request(get, &metadata) {
-                    Ok(request) => {
-                        self.get(request, false).await.map(convert::get_response).map(forwarded::Kind::Get)
-                    }
-                    Err(failure) => Err(failure),
-                }
-            }
             None => Err(Invalid::new("request", "is missing").into()),
         };
         result.unwrap_or_else(failed)
@@ -244,13 +197,5 @@ fn write_to_wire(request: WriteRequest, w: u8) -> forward::Request {
             session: request.session,
             ..Default::default()
         }),
-    }
-}
-
-fn live_of_wire(sibling: proto::Sibling) -> crate::version::record::Live {
-    crate::version::record::Live {
-        value: sibling.value,
-        stamp: Stamp(sibling.stamp),
-        expires_at: (sibling.expires_at_ms > 0).then_some(WallMs(sibling.expires_at_ms)),
     }
 }

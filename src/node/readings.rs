@@ -30,6 +30,7 @@ pub struct KeyReading {
 }
 
 impl Reading for KeyReading {
+    const IS_TIMED: bool = true;
     type Answer = Single;
 
     fn read_own(&self, committer: &Committer) -> Result<Single, Cause> {
@@ -91,6 +92,8 @@ fn decode_page(page: PageBytes, reverse: bool) -> Result<Page, BadBytes> {
 }
 
 impl Reading for PageReading {
+    // A page takes as long as it is large.
+    const IS_TIMED: bool = false;
     type Answer = Page;
 
     fn read_own(&self, committer: &Committer) -> Result<Page, Cause> {

@@ -216,6 +216,7 @@ impl Node {
         let hints = Arc::new(hints.map_err(|error| StartError::Storage(error.to_string()))?);
         let driver = Driver {
             hints: hints.clone(),
+            choice: Arc::default(),
             me: me.node,
             clock: env.clock.clone(),
             committer: committer.clone(),

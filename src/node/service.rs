@@ -67,7 +67,7 @@ impl KvHandler for NodeService {
         Box::pin(async move {
             let began = self.coordinator.driver.clock.mono();
             let result = match self.coordinator.admit(0) {
-                Ok(_admitted) => self.coordinator.get(request, true).await,
+                Ok(_admitted) => self.coordinator.get(request).await,
                 Err(failure) => Err(failure),
             };
             self.coordinator.count(Verb::Get, began, &result);

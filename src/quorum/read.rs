@@ -15,7 +15,7 @@
 //!    with the hints that they keep. What they lack is not stored there, and once one has answered the reply waits for
 //!    no write-back: until the hints are home there is no quorum to speak of.
 //! 10. With the floor of a client's session, an answer that is behind it is no answer: the next replica is asked, and if
-//!    none is left the read fails.
+//!     none is left the read fails.
 //! 11. A plan may ask for more holders: so a write that is sent again is brought to its `w`.
 //!
 //! Invariants: one `Reply`, one `Finished`; a version that is replied is held by so many replicas at

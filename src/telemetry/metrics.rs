@@ -58,6 +58,10 @@ pub struct Metrics {
     pub forwarded: Counter,
     /// Reads whose answers differed.
     pub read_repairs: Counter,
+    /// Reads that asked one replica more since another was silent.
+    pub hedges: Counter,
+    /// Such that the budget did not allow.
+    pub hedges_refused: Counter,
     /// Records that were damaged when read.
     pub damaged_records: Counter,
     /// Puts that had to be stamped again.
@@ -124,6 +128,8 @@ impl Default for Metrics {
                 Counter::default()
             ),
             read_repairs: register!("read_repairs", "Reads whose answers differed", Counter::default()),
+            hedges: register!("hedges", "Replicas asked since another was silent", Counter::default()),
+            hedges_refused: register!("hedges_refused", "Hedges over the budget", Counter::default()),
             damaged_records: register!("damaged_records", "Records found damaged", Counter::default()),
             restamps: register!("put_restamps", "Puts that had to be stamped again", Counter::default()),
             many_siblings: register!(

@@ -64,6 +64,12 @@ pub const TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 pub const TIMEOUT_MAX: Duration = Duration::from_secs(60);
 /// A read asks one more replica when an asked one has been silent this long.
 pub const HEDGE_AFTER: Duration = Duration::from_millis(100);
+/// The least: below it a hedge costs more than it gains.
+pub const HEDGE_AFTER_MIN: Duration = Duration::from_millis(2);
+/// Reads that pay for one hedge, so hedges add a tenth of the load at the most.
+pub const READS_PER_HEDGE: u32 = 10;
+/// Hedges that may be saved up: what a replica that stops suddenly needs until it is avoided.
+pub const HEDGES_AT_ONCE: u32 = 200;
 
 /// How far ahead of the own clock a stamp of another node may be, unless configured.
 pub const CLOCK_SKEW_DEFAULT: Duration = Duration::from_millis(500);

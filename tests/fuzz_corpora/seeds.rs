@@ -253,7 +253,6 @@ fn operations() -> proto::Operations {
         Kind::Fetch(proto::Fetch { have: Bytes::from_static(&[7; 16]), inspect: false, stand_in: true }),
         Kind::Page(page),
         Kind::Forward(forward(proto::forward::Request::Put(put()))),
-        Kind::Forward(forward(proto::forward::Request::Get(get()))),
         Kind::Forward(forward(proto::forward::Request::Delete(delete()))),
         Kind::Store(proto::Store {
             record: encode_record(&lww(5 << 16, "v")).into(),
