@@ -10,6 +10,8 @@
 //! 2. After a failed sync nothing is acknowledged any more: what the disk holds is in doubt. The writes of that
 //!    group may have been applied, and no reader is told of them.
 //! 3. The queue is bounded; past it a job is refused at once.
+//! 4. A record is written only if its keyspace has not been dropped by the map as it is then: a job that is taken
+//!    from the queue after a map was learnt is held against that map.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,9 +25,11 @@ use crate::canary::{self, Canary};
 use crate::replica::apply::{self, Applied, Outcome};
 use crate::replica::mint::{self, Mint, MintError, Minted, Minter};
 use crate::replica::stored::LoadError;
-use crate::storage::{Batch, Storage, StorageError};
+use crate::ring::layout::ClusterMap;
+use crate::storage::{Batch, Storage, StorageError, schema};
 use crate::telemetry::metrics::Metrics;
 use crate::types::error::{Cause, Invalid};
+use crate::types::ids::KeyspaceId;
 use crate::types::limits::{COMMIT_GROUP, COMMIT_QUEUE, RETRY_DELAY, SIBLINGS_WARN};
 use crate::types::policy::Durability;
 use crate::version::record::Record;
@@ -69,6 +73,7 @@ struct Shared {
     durability: Durability,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
+    map: watch::Receiver<Arc<ClusterMap>>,
 }
 
 /// Hands jobs to the commit thread. Cheap to clone.
@@ -96,6 +101,7 @@ impl Committer {
         durability: Durability,
         clock: Arc<dyn Clock>,
         metrics: Arc<Metrics>,
+        map: watch::Receiver<Arc<ClusterMap>>,
         mode: CommitMode,
     ) -> std::io::Result<Committer> {
         let (queue, jobs) = mpsc::channel(COMMIT_QUEUE);
@@ -108,6 +114,7 @@ impl Committer {
             durability,
             clock,
             metrics,
+            map,
         });
         let worker = shared.clone();
         match mode {
@@ -185,6 +192,17 @@ fn refuse(job: Job, cause: Cause) {
     }
 }
 
+/// The keyspace of a job's record, if it has been dropped.
+fn dropped_keyspace(job: &Job, map: &ClusterMap) -> Option<KeyspaceId> {
+    let storage_key = match job {
+        Job::Mint(write, _) => &write.storage_key,
+        Job::Apply(incoming, _) => &incoming.storage_key,
+        Job::Write(..) => return None,
+    };
+    let (_, keyspace) = schema::split_range(storage_key)?;
+    (map.has_dropped(keyspace)).then_some(keyspace)
+}
+
 /// A job that is written, with what acknowledges it.
 type Acknowledge = Box<dyn FnOnce(Result<(), Cause>) + Send>;
 
@@ -235,8 +253,13 @@ impl Shared {
             unsynced.group
         };
         let (mut acknowledge, mut wrote) = (Vec::with_capacity(jobs.len()), false);
+        // Read after the jobs were taken, see invariant 4.
+        let map = self.map.borrow().clone();
         for job in jobs.drain(..) {
-            acknowledge.extend(self.run_job(job, &mut wrote));
+            match dropped_keyspace(&job, &map) {
+                Some(id) => refuse(job, Cause::UnknownKeyspace(format!("with id {id}, which was dropped"))),
+                None => acknowledge.extend(self.run_job(job, &mut wrote)),
+            }
         }
         Some(Group { number, acknowledge, wrote })
     }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::committer::{Committer, Job};
 use super::config::HintsConfig;
@@ -17,9 +17,11 @@ use super::links::{Contact, Links};
 use crate::hinted::delivery::{Answer, Delivery, Effect, Event, Loaded, Pace};
 use crate::hinted::queue::{self, Account, Book, Hint, Limits};
 use crate::machine::Machine;
+use crate::ring::layout::ClusterMap;
 use crate::rpc::proto::{self, answer, operation, refusal::Reason};
-use crate::storage::{Storage, StorageError, schema};
+use crate::storage::{Batch, Storage, StorageError, schema};
 use crate::telemetry::metrics::Metrics;
+use crate::types::error::Cause;
 use crate::types::ids::NodeId;
 use crate::types::limits::{
     HINT_COST_BYTES, HINT_DELAY, HINT_PAGE_BYTES, HINT_PAGE_ITEMS, HINT_PAUSE, HINT_WINDOW_BYTES,
@@ -46,6 +48,7 @@ pub struct Hints {
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
     pace: Pace,
+    map: watch::Receiver<Arc<ClusterMap>>,
 }
 
 impl Hints {
@@ -56,6 +59,7 @@ impl Hints {
         committer: Committer,
         clock: Arc<dyn Clock>,
         metrics: Arc<Metrics>,
+        map: watch::Receiver<Arc<ClusterMap>>,
     ) -> Result<Hints, StorageError> {
         let limits = Limits {
             window: Duration::from_millis(config.window_ms),
@@ -64,7 +68,8 @@ impl Hints {
         };
         let (rate, window) = (config.rate_bytes, HINT_WINDOW_BYTES);
         let pace = Pace { rate, window, delay: HINT_DELAY, pause: HINT_PAUSE };
-        let hints = Hints { book: Mutex::new(Book::load(storage, limits)?), committer, clock, metrics, pace };
+        let book = Mutex::new(Book::load(storage, limits)?);
+        let hints = Hints { book, committer, clock, metrics, pace, map };
         hints.show(&hints.book());
         Ok(hints)
     }
@@ -85,8 +90,17 @@ impl Hints {
         self.book().accounts().values().map(|account| account.hints).sum()
     }
 
+    /// Whether the keyspace of a record has been dropped.
+    fn is_dropped(&self, storage_key: &[u8]) -> bool {
+        schema::split_range(storage_key).is_some_and(|(_, keyspace)| self.map.borrow().has_dropped(keyspace))
+    }
+
     /// Keeps a record for a replica that did not take it, unless a limit forbids it.
     pub fn keep(self: &Arc<Hints>, target: NodeId, storage_key: &[u8], record: &Bytes) {
+        if self.is_dropped(storage_key) {
+            self.metrics.hints_dropped.inc();
+            return;
+        }
         let new = self.book().add(self.clock.wall(), target, storage_key, record);
         let new = match new {
             Ok(new) => new,
@@ -131,6 +145,29 @@ impl Hints {
         Ok(kept)
     }
 
+    /// Deletes the hints for `target` that are of dropped keyspaces. The target's delivery must not be loading
+    /// or sending any, or a hint might be struck out twice.
+    async fn forget_dropped(self: &Arc<Hints>, target: NodeId) -> Result<(), Cause> {
+        let mut after = 0;
+        loop {
+            // What was forgotten before is deleted before the page is read.
+            self.committer.write(Batch::new()).await?;
+            let page = queue::page(self.committer.storage(), target, after, HINT_PAGE_ITEMS, HINT_PAGE_BYTES);
+            let page = page.map_err(|error| Cause::Storage(error.to_string()))?;
+            let last = page.hints.iter().map(|hint| hint.seq).chain(page.damaged.iter().map(|(seq, _)| *seq));
+            after = last.max().unwrap_or(after);
+            let dropped = page.hints.iter().filter(|hint| self.is_dropped(&hint.storage_key));
+            let (seqs, bytes): (Vec<u64>, Vec<u64>) = dropped.map(|hint| (hint.seq, hint.bytes)).unzip();
+            if !seqs.is_empty() {
+                self.metrics.hints_dropped.inc_by(u64::try_from(seqs.len()).unwrap_or(0));
+                self.forget(target, &seqs, bytes.iter().sum());
+            }
+            if !page.more {
+                return Ok(());
+            }
+        }
+    }
+
     /// Deletes hints; `bytes` is what they took.
     fn forget(self: &Arc<Hints>, target: NodeId, seqs: &[u64], bytes: u64) {
         let (hints, count) = (self.clone(), u64::try_from(seqs.len()).unwrap_or(u64::MAX));
@@ -150,6 +187,7 @@ impl Hints {
 pub async fn deliver(hints: Arc<Hints>, links: Arc<Links>, target: NodeId) {
     let (events, mut incoming) = mpsc::unbounded_channel();
     let mut contacts = links.contacts();
+    let (mut maps, mut dropped) = (hints.map.clone(), 0);
     let mut runner = Runner {
         machine: Delivery::new(hints.pace.clone()),
         hints,
@@ -159,7 +197,16 @@ pub async fn deliver(hints: Arc<Hints>, links: Arc<Links>, target: NodeId) {
         events,
         wake: None,
     };
+    let mut is_up = false;
     loop {
+        // While the target is reachable, delivery drops them itself as it comes to them.
+        let now = maps.borrow_and_update().dropped();
+        if !is_up && now > dropped {
+            match runner.hints.forget_dropped(target).await {
+                Ok(()) => dropped = now,
+                Err(cause) => tracing::warn!(%target, ?cause, "hints of dropped keyspaces are not deleted"),
+            }
+        }
         let clock = runner.hints.clock.clone();
         let woken = async {
             match runner.wake {
@@ -179,10 +226,14 @@ pub async fn deliver(hints: Arc<Hints>, links: Arc<Links>, target: NodeId) {
                 if changed.is_err() {
                     return;
                 }
-                match contacts.borrow_and_update().get(&target) {
-                    Some(Contact::Accepted) => Event::Up,
-                    _ => Event::Down,
+                is_up = matches!(contacts.borrow_and_update().get(&target), Some(Contact::Accepted));
+                if is_up { Event::Up } else { Event::Down }
+            }
+            changed = maps.changed() => {
+                if changed.is_err() {
+                    return;
                 }
+                continue;
             }
             () = woken => {
                 runner.wake = None;
@@ -252,8 +303,12 @@ impl Runner {
             self.loaded.insert(seq, bytes_only(seq, bytes));
         }
         for hint in page.hints {
-            let too_old = self.hints.is_too_old(hint.at);
-            if too_old {
+            // What is of a dropped keyspace is for the machine like what is too old.
+            let dropped = self.hints.is_dropped(&hint.storage_key);
+            let too_old = dropped || self.hints.is_too_old(hint.at);
+            if dropped {
+                self.hints.metrics.hints_dropped.inc();
+            } else if too_old {
                 self.hints.metrics.hints_expired.inc();
             }
             loaded.push(Loaded { seq: hint.seq, bytes: hint.bytes + HINT_COST_BYTES, too_old });

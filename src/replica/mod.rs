@@ -1,7 +1,7 @@
 //! One node, one key, one batch: what a replica does with its own storage.
 //!
 //! [`mint`] makes a new version at the coordinator, [`apply`] merges what came from elsewhere, [`fetch`] and
-//! [`scan`] read. All are synchronous functions over `&dyn Storage` that return a batch to write; the commit
+//! [`scan`] read; [`sweep`] finds what dropped keyspaces have left. All are synchronous functions over `&dyn Storage` that return a batch to write; the commit
 //! thread (`node/committer.rs`) is the one writer that calls the first two, so a read-modify-write of a key
 //! is never interleaved with another.
 //!
@@ -14,3 +14,4 @@ pub mod fetch;
 pub mod mint;
 pub mod scan;
 pub mod stored;
+pub mod sweep;

@@ -84,10 +84,16 @@ pub struct Metrics {
     pub hints_expired: Counter,
     /// Hints found damaged.
     pub hints_damaged: Counter,
+    /// Hints of dropped keyspaces.
+    pub hints_dropped: Counter,
     /// Hints kept now.
     pub hints_waiting: Gauge<u64, AtomicU64>,
     /// Their bytes.
     pub hint_bytes: Gauge<u64, AtomicU64>,
+    /// Records of dropped keyspaces that were deleted.
+    pub swept_records: Counter,
+    /// 1 while there may be more of them.
+    pub sweeping: Gauge<i64>,
     /// Peers with a live link.
     pub links: Gauge<i64>,
     /// The version of the cluster map.
@@ -141,8 +147,19 @@ impl Default for Metrics {
             hints_delivered: register!("hints_delivered", "Hints brought home", Counter::default()),
             hints_expired: register!("hints_expired", "Hints that were too old", Counter::default()),
             hints_damaged: register!("hints_damaged", "Hints found damaged", Counter::default()),
+            hints_dropped: register!("hints_dropped", "Hints of dropped keyspaces", Counter::default()),
             hints_waiting: register!("hints_waiting", "Hints kept now", Gauge::default()),
             hint_bytes: register!("hint_bytes", "Bytes of the hints kept now", Gauge::default()),
+            swept_records: register!(
+                "swept_records",
+                "Records of dropped keyspaces that were deleted",
+                Counter::default()
+            ),
+            sweeping: register!(
+                "sweeping",
+                "Whether records of dropped keyspaces may be left",
+                Gauge::default()
+            ),
             links: register!("peer_links", "Peers with a live link", Gauge::default()),
             map_version: register!("cluster_map_version", "Version of the cluster map", Gauge::default()),
             disk_bytes: register!("disk_bytes", "Bytes of the data directory", Gauge::default()),
