@@ -178,6 +178,28 @@ def make_keyspace(clusters, name):
             time.sleep(0.1)
 
 
+def check_changed_keyspace(kvs, clusters):
+    step("a keyspace that is updated, dropped and made anew")
+    name, first = f"python-changed-{RUN}", clusters[0]
+    made = first.CreateKeyspace(cluster_pb2.CreateKeyspaceRequest(name=name), timeout=30)
+    update = cluster_pb2.UpdateKeyspaceRequest(name=name, r=1, w=3, if_version=made.map_version)
+    updated = first.UpdateKeyspace(update, timeout=30)
+    assert (updated.keyspace.id, updated.keyspace.r, updated.keyspace.w) == (made.keyspace.id, 1, 3), updated
+    drop = cluster_pb2.DropKeyspaceRequest(name=name)
+    for call, code in [
+        (lambda: first.UpdateKeyspace(update, timeout=30), grpc.StatusCode.ABORTED),
+        (lambda: first.DropKeyspace(drop, timeout=30) and first.DropKeyspace(drop, timeout=30), grpc.StatusCode.NOT_FOUND),
+        (lambda: kvs[0].Get(kv_pb2.GetRequest(keyspace=name, key=b"k"), timeout=TIMEOUT), grpc.StatusCode.NOT_FOUND),
+    ]:
+        try:
+            call()
+            raise AssertionError(f"not refused with {code}")
+        except grpc.RpcError as error:
+            assert error.code() == code, error
+    again = first.CreateKeyspace(cluster_pb2.CreateKeyspaceRequest(name=name), timeout=30)
+    assert again.keyspace.id > made.keyspace.id, "an id was given again"
+
+
 def check_siblings(kvs, clusters):
     step("a siblings keyspace: blind puts, then a resolution")
     name, k = f"python-{RUN}", key("cart")
@@ -290,6 +312,7 @@ def main():
     check_put_get_delete(kvs)
     check_expiry(kvs)
     check_siblings(kvs, clusters)
+    check_changed_keyspace(kvs, clusters)
     check_refusals(kvs)
     check_scan(kvs)
     for channel in channels:

@@ -40,7 +40,6 @@ pub enum KeyspaceVerb {
 
 /// What becomes of a keyspace's policy.
 #[derive(Debug, Args)]
-#[group(id = "policy", multiple = true, required = true, args = ["r", "w", "sloppy", "ttl"])]
 pub struct UpdateArgs {
     /// Its name.
     name: String,
@@ -170,6 +169,11 @@ impl CreateArgs {
 impl UpdateArgs {
     async fn run(self, global: &Global) -> CliResult {
         let UpdateArgs { name, r, w, sloppy, ttl, if_version } = self;
+        if r.is_none() && w.is_none() && sloppy.is_none() && ttl.is_none() {
+            return Err(CliError::usage(
+                "keyspace update: one of --r, --w, --sloppy and --ttl must be given",
+            ));
+        }
         let ttl_ms = ttl.map(|ttl| ttl.0);
         let request = proto::UpdateKeyspaceRequest { name, r, w, sloppy, ttl_ms, if_version };
         let answer = global
