@@ -257,7 +257,7 @@ impl Shared {
         let map = self.map.borrow().clone();
         for job in jobs.drain(..) {
             match dropped_keyspace(&job, &map) {
-                Some(id) => refuse(job, Cause::UnknownKeyspace(format!("with id {id}, which was dropped"))),
+                Some(id) => refuse(job, Cause::UnknownKeyspace(format!("id {id}, dropped"))),
                 None => acknowledge.extend(self.run_job(job, &mut wrote)),
             }
         }
@@ -472,7 +472,7 @@ mod tests {
         let map = changed(&map, KeyspaceChange::Create(spec));
         let (storage, maps, shared) = halted(map.clone());
         let outcomes = Arc::new(Mutex::new(Vec::new()));
-        let mut run = |keyspace| {
+        let run = |keyspace| {
             let group = shared.write_group(&mut jobs(keyspace, &outcomes)).expect("not failed");
             shared.sync_group(group);
             (std::mem::take(&mut *lock(&outcomes)), storage.disk_bytes())
