@@ -255,3 +255,52 @@ fn a_node_that_missed_a_drop_deletes_its_records_too() {
     assert_eq!((0..3).map(|host| records_of(&cluster, host, new)).sum::<usize>(), 0);
     assert_eq!(check(&cluster.recorder.ops()), Vec::new(), "before the drop all was in order");
 }
+
+/// Writes go on through all nodes while the keyspace is dropped, and a node loses its power in the middle of the
+/// sweep: no record of it is left on any disk, nor a hint.
+#[test]
+fn no_late_write_survives_a_drop() {
+    for seed in 1..4 {
+        let weather = Weather { latency_min: 1, latency_max: 10, random_order: true, tick_ms: 1 };
+        let mut cluster = Cluster::new(Setup { sync_ms: 10, ..Setup::plain(seed, &[0; 3], weather) });
+        cluster.until_ready(10_000);
+        let carts = cluster.setup.spaces[1].clone();
+        let old = cluster.first_map.keyspace(&carts.name).expect("a keyspace from the start").id;
+        let (names, answers) = (cluster.node_names(), Answers::default());
+        for writer in 0..6_usize {
+            let (space, clients) = (carts.clone(), names.clone());
+            let recorder = cluster.recorder.clone();
+            cluster.client(&format!("writer{writer}"), async move {
+                let mut client = Client::new(writer, &clients, Duration::from_millis(500), recorder);
+                for turn in 0..150_usize {
+                    let (space, key) = (space.clone(), format!("w{writer} {turn}"));
+                    client.put(&Ask { node: turn % 3, space, key, timeout_ms: 300, level: None }).await;
+                }
+            });
+        }
+        run(&mut cluster, 2_500);
+        let before = records_of(&cluster, 1, old);
+        assert!(before > 150, "seed {seed}: only {before} records");
+        let name = names[0].clone();
+        call(&mut cluster, &answers, 0, async move { drop_it(name, "carts").await });
+        let is_midway = |cluster: &Cluster| records_of(cluster, 1, old) < before - 50;
+        for _ in 0..10_000 {
+            if is_midway(&cluster) {
+                break;
+            }
+            cluster.step();
+        }
+        let left = records_of(&cluster, 1, old);
+        assert!(is_midway(&cluster) && left > 0, "seed {seed}: {left} of {before} are left");
+        cluster.crash(1, seed, true);
+        run(&mut cluster, 1_000);
+        cluster.bounce(1);
+        cluster.run_clients();
+        assert!(answers.borrow()[0].1.is_ok(), "seed {seed}: {:?}", answers.borrow());
+        cluster.until_ready(20_000);
+        one_map(&mut cluster);
+        run(&mut cluster, 5_000);
+        let left: Vec<usize> = (0..3).map(|host| records_of(&cluster, host, old)).collect();
+        assert_eq!((left, cluster.hints()), (vec![0, 0, 0], 0), "seed {seed}, of {before}");
+    }
+}
