@@ -402,7 +402,7 @@ fn at_most_one_value_is_decided_by_five() {
 fn at_most_one_value_is_decided_deep() {
     holds::<3>(([2, 0, 2], false), 10_000);
     holds::<3>(([1, 1, 2], true), 10_000);
-    holds::<5>(AGAIN, 50_000);
+    holds::<5>(AGAIN, 20_000);
     holds::<3>(([2, 2, 2], true), 100_000);
 }
 
