@@ -19,6 +19,7 @@ use quoral::types::ids::{LayoutVersion, NodeId};
 use quoral::types::time::Mono;
 use quoral::version::hlc::Stamp;
 use quoral::version::record::{LwwVersion, Payload, Record};
+use quoral::version::session::Floor;
 
 fn node(text: &str) -> NodeId {
     NodeId(text.trim_start_matches('n').parse().unwrap_or_else(|_| panic!("a node like n1, not {text:?}")))
@@ -58,6 +59,7 @@ fn show_failure(failure: &Failure) -> String {
     let cause = match &failure.cause {
         Cause::Unavailable => "unavailable",
         Cause::TooFewAcks => "too-few",
+        Cause::BehindSession => "behind-session",
         Cause::Storage(_) => "storage",
         Cause::InDoubt(_) => "in-doubt",
         other => panic!("not in a script: {other:?}"),
@@ -81,6 +83,8 @@ impl PutScript {
         PutScript(put::Put::new(put::Plan {
             me: node(&o["me"]),
             homes,
+            fallbacks: nodes(o.get("fallbacks").map_or("", String::as_str)),
+            stand_in_after: Duration::from_micros(100),
             w: o["w"].parse().expect("a number"),
             deadline: Mono(5_000),
             layout_version: LayoutVersion(1),
@@ -101,6 +105,7 @@ impl Scripted for PutScript {
             ["stored"] => put::Event::Stored,
             ["store-failed"] => put::Event::StoreFailed(Cause::Storage("full".into())),
             ["store-in-doubt"] => put::Event::StoreFailed(Cause::InDoubt("a sync failed".into())),
+            ["stand-in-due"] => put::Event::StandInDue,
             ["deadline"] => put::Event::Deadline,
             ["acked", from, ..] => answered(from, put::Answer::Acked),
             ["superseded", from, ..] => {
@@ -115,12 +120,19 @@ impl Scripted for PutScript {
         self.0.check_invariants();
         let show = |effect: &put::Effect| match effect {
             put::Effect::Arm(at) => format!("arm at={}", at.0),
+            put::Effect::ArmStandIn(at) => format!("arm-stand-in at={}", at.0),
+            put::Effect::StandIn { to, home, round } => {
+                format!("stand-in {} for {} round={round}", name(*to), name(*home))
+            }
             put::Effect::Mint { round, above: None } => format!("mint round={round}"),
             put::Effect::Mint { round, above: Some(above) } => {
                 format!("mint round={round} above={}", above.0)
             }
             put::Effect::Send { to, round } => format!("send {} round={round}", name(*to)),
-            put::Effect::Reply(Ok(done)) => format!("reply ok acks={} round={}", done.acks, done.round),
+            put::Effect::Reply(Ok(done)) => {
+                let sloppy = if done.sloppy { " sloppy" } else { "" };
+                format!("reply ok acks={} round={}{sloppy}", done.acks, done.round)
+            }
             put::Effect::Reply(Err(failure)) => format!("reply {}", show_failure(failure)),
             put::Effect::Hint(to) => format!("hint {}", name(*to)),
             put::Effect::Finished => "finished".into(),
@@ -137,9 +149,17 @@ impl ReadScript {
         let homes = nodes(&o["homes"]);
         let down = nodes(o.get("down").map_or("", String::as_str));
         ReadScript(read::Read::new(read::Plan {
-            candidates: homes.iter().copied().filter(|n| !down.contains(n)).collect(),
+            candidates: match o.get("candidates") {
+                Some(candidates) => nodes(candidates),
+                None => homes.iter().copied().filter(|n| !down.contains(n)).collect(),
+            },
             homes,
             r: o["r"].parse().expect("a number"),
+            holders: o.get("holders").map_or(0, |h| h.parse().expect("a number")),
+            floor: o.get("floor").map(|floor| {
+                let stamp = floor.trim_start_matches('v').parse().expect("a number");
+                Floor::Lww(Stamp(stamp), NodeId(1))
+            }),
             deadline: Mono(5_000),
             hedge_after: Duration::from_micros(100),
             layout_version: LayoutVersion(1),

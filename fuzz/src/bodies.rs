@@ -19,6 +19,7 @@ use quoral::hinted::queue;
 use quoral::node::config::Checked;
 use quoral::node::readings::{page_of_wire, page_to_wire};
 use quoral::replica::mint::{self, Mint, Minter};
+use quoral::replica::requests::{Entry, Print};
 use quoral::replica::{apply, scan, stored};
 use quoral::ring::decree::Acceptor;
 use quoral::ring::keyspaces::{KeyspaceChange, KeyspaceUpdate};
@@ -28,7 +29,7 @@ use quoral::rpc::{convert, proto};
 use quoral::storage::memory::MemoryStorage;
 use quoral::storage::{Batch, Storage as _, schema};
 use quoral::types::error::{Applied, Failure};
-use quoral::types::ids::{ClusterId, Incarnation, KeyspaceId, NodeId, PartitionId};
+use quoral::types::ids::{ClusterId, Incarnation, KeyspaceId, NodeId, PartitionId, RequestId};
 use quoral::types::key::Key;
 use quoral::types::limits;
 use quoral::types::policy::{Conflicts, check_name};
@@ -228,6 +229,11 @@ fn write_with(seen: &codec::ClientContext, held: &[u8]) {
             seen: seen.dots.clone(),
             above: seen.stamp,
             ttl_ms: Some(seen.stamp.0),
+            stands_in: false,
+            request: seen.dots.requests().keys().next().map(|id| {
+                let id = RequestId(id.0.wrapping_add(1));
+                (id, Print::of(&storage_key, &payload))
+            }),
         };
         let Ok(minted) = mint::mint(&storage, &mut minter, NOW, &write) else { continue };
         storage.write(&minted.batch).expect("memory takes all");
@@ -396,7 +402,17 @@ fn operation(operation: proto::Operation) {
         a_key("default", key);
     }
     match operation.kind {
-        Some(Kind::Store(store)) => drop(record(&store.record)),
+        Some(Kind::Store(store)) => {
+            if let Some(entry) = Entry::decode(&store.remember) {
+                assert_eq!(Entry::decode(&entry.encode()), Some(entry));
+            }
+            drop(record(&store.record));
+        }
+        Some(Kind::FindRequest(find)) => {
+            if let Ok(id) = convert::request_id(&find.request_id) {
+                assert_eq!(convert::request_id_bytes(id), find.request_id);
+            }
+        }
         Some(Kind::Page(message)) => page(operation.keyspace_id, message),
         Some(Kind::Forward(forward)) => {
             let metadata = MetadataMap::new();

@@ -110,6 +110,9 @@ pub struct GetArgs {
     /// Replicas to hear: a number, one, quorum or all.
     #[arg(long, value_name = "R")]
     r: Option<Level>,
+    /// Let fallback nodes answer with the hints that they keep (true or false; the keyspace says if it is absent).
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    sloppy: Option<bool>,
 }
 
 /// Deletes a key.
@@ -150,6 +153,8 @@ impl WriteArgs {
             sort: key.sort_key().clone(),
             timeout_ms: millis(client.timeout()),
             answers: None,
+            sloppy: self.sloppy,
+            session: None,
         };
         Ok(get(client, request).await?.context)
     }
@@ -207,6 +212,7 @@ impl PutArgs {
             timeout_ms: millis(global.timeout()),
             sloppy: self.write.sloppy,
             request_id: self.write.request_id(),
+            session: None,
         };
         let send = |mut kv: Kv| {
             let request = request.clone();
@@ -235,6 +241,7 @@ impl DelArgs {
             timeout_ms: millis(global.timeout()),
             sloppy: self.write.sloppy,
             request_id: self.write.request_id(),
+            session: None,
         };
         let send = |mut kv: Kv| {
             let request = request.clone();
@@ -259,6 +266,8 @@ impl GetArgs {
             sort: key.sort_key().clone(),
             answers: self.r.map(read_level),
             timeout_ms: millis(global.timeout()),
+            sloppy: self.sloppy,
+            session: None,
         };
         let answer = get(&client, request).await?;
         let found = if answer.found { Exit::Done } else { Exit::NotFound };

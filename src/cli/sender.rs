@@ -142,6 +142,8 @@ impl Sender {
             sort: row.key.sort_key().clone(),
             timeout_ms: millis(client.timeout()),
             answers: None,
+            sloppy: None,
+            session: None,
         };
         let answer = get(client, request).await?;
         Ok(answer.siblings.iter().any(|sibling| sibling.value == row.value))

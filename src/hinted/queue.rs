@@ -3,6 +3,7 @@
 //! | key | value |
 //! | --- | --- |
 //! | `h`, target (8), sequence number (8) | sealed: when it was kept, the record's storage key, the record |
+//! | `f`, hash of the storage key (16), target, number | nothing: leads readers to a hint that a fallback keeps |
 //!
 //! Sequence numbers grow with the wall clock (milliseconds, and 16 bits of counter) and never repeat among the
 //! hints of one node, so "all hints of before" is "all up to this number".
@@ -82,6 +83,8 @@ pub struct Hint {
     pub storage_key: Vec<u8>,
     /// The record, encoded.
     pub record: Bytes,
+    /// Whether it is kept as a fallback: then readers look for it here.
+    pub stands_in: bool,
     /// Bytes that it takes in the log.
     pub bytes: u64,
 }
@@ -104,6 +107,7 @@ struct Body<'a> {
     storage_key: &'a [u8],
     #[serde(borrow)]
     record: &'a [u8],
+    stands_in: bool,
 }
 
 /// What is kept for whom.
@@ -167,11 +171,12 @@ impl Book {
         target: NodeId,
         storage_key: &[u8],
         record: &[u8],
+        stands_in: bool,
     ) -> Result<NewHint, NoHint> {
         let seq = (now.0 << 16).max(self.last + 1);
         let key = schema::hint_key(target, seq);
         // A Vec grows as needed, and the body has no fallible Serialize.
-        let body = Body { at: now, storage_key, record };
+        let body = Body { at: now, storage_key, record, stands_in };
         let body = postcard::to_extend(&body, Vec::new()).expect("a Vec takes any hint");
         let value = schema::seal(&key, &body);
         let bytes = length(key.len() + value.len());
@@ -193,6 +198,9 @@ impl Book {
         self.last = seq;
         let mut batch = Batch::new();
         batch.put(key, value);
+        if stands_in {
+            batch.put(schema::stand_in_key(storage_key, target, seq), Vec::new());
+        }
         Ok(NewHint { target, batch, bytes })
     }
 
@@ -217,11 +225,35 @@ impl Book {
     }
 }
 
-/// The batch that deletes hints.
-pub fn forget(target: NodeId, seqs: &[u64]) -> Batch {
+/// The batch that deletes a hint.
+pub fn forget(target: NodeId, hint: &Hint) -> Batch {
     let mut batch = Batch::new();
-    seqs.iter().for_each(|seq| batch.delete(schema::hint_key(target, *seq)));
+    batch.delete(schema::hint_key(target, hint.seq));
+    if hint.stands_in {
+        batch.delete(schema::stand_in_key(&hint.storage_key, target, hint.seq));
+    }
     batch
+}
+
+/// The records that are kept here, as a fallback, for the key with this storage key.
+pub fn kept_for_key(storage: &dyn Storage, storage_key: &[u8]) -> Result<Vec<Bytes>, StorageError> {
+    let prefix = schema::stand_in_prefix(storage_key);
+    let mut hints = Vec::new();
+    storage.scan(Bound::Included(&prefix), Bound::Unbounded, false, &mut |key, _| {
+        hints.extend(schema::split_stand_in_key(key));
+        key.starts_with(&prefix)
+    })?;
+    let mut records = Vec::new();
+    for (target, seq) in hints {
+        let key = schema::hint_key(target, seq);
+        // One that has just come home, or can't be read, is no answer; the delivery counts the latter.
+        let Some(value) = storage.get(&key)? else { continue };
+        let body = schema::open(&key, &value).ok().and_then(|body| postcard::from_bytes::<Body>(body).ok());
+        if let Some(body) = body.filter(|body| body.storage_key == storage_key) {
+            records.push(Bytes::copy_from_slice(body.record));
+        }
+    }
+    Ok(records)
 }
 
 /// The hints for `target` behind number `after`, up to `items` of them and about `bytes`.
@@ -249,6 +281,7 @@ pub fn page(
                 at: body.at,
                 storage_key: body.storage_key.to_vec(),
                 record: Bytes::copy_from_slice(body.record),
+                stands_in: body.stands_in,
                 bytes: size,
             }),
             None => page.damaged.push((seq, size)),
@@ -287,7 +320,7 @@ mod tests {
     }
 
     fn add(book: &mut Book, storage: &MemoryStorage, now: WallMs, target: NodeId) -> Result<NewHint, NoHint> {
-        let new = book.add(now, target, b"dkey", b"record")?;
+        let new = book.add(now, target, b"dkey", b"record", false)?;
         storage.write(&new.batch).expect("written");
         Ok(new)
     }
@@ -326,7 +359,7 @@ mod tests {
         assert_eq!(again.accounts()[&A].bytes, book.accounts()[&A].bytes);
         assert_eq!(again.accounts()[&A].hints, 5);
         assert_eq!(oldest(&storage, A), Ok(Some(hints[0].seq)));
-        storage.write(&forget(A, &[hints[0].seq])).expect("written");
+        storage.write(&forget(A, &hints[0])).expect("written");
         assert_eq!(oldest(&storage, A), Ok(Some(hints[1].seq)));
         assert_eq!(oldest(&storage, NodeId(3)), Ok(None));
     }
@@ -348,13 +381,49 @@ mod tests {
         book.strike(A, 1, one);
         assert!(add(&mut book, &storage, NOW, A).is_ok(), "what was delivered makes room");
         book.strike(B, of_b, of_b * one);
-        assert!(book.add(later(60), B, b"dkey", b"record").is_ok());
+        assert!(book.add(later(60), B, b"dkey", b"record", false).is_ok());
         book.strike(B, 1, one);
-        assert_eq!(book.add(later(61), B, b"dkey", b"record"), Err(NoHint::Window), "away for too long");
+        assert_eq!(
+            book.add(later(61), B, b"dkey", b"record", false),
+            Err(NoHint::Window),
+            "away for too long"
+        );
         book.is_home(B);
-        assert!(book.add(later(61), B, b"dkey", b"record").is_ok(), "it was here");
+        assert!(book.add(later(61), B, b"dkey", b"record", false).is_ok(), "it was here");
         let mut off = Book::load(&storage, Limits { window: Duration::ZERO, ..limits() }).expect("readable");
-        assert_eq!(off.add(NOW, B, b"dkey", b"record"), Err(NoHint::Window), "switched off");
+        assert_eq!(off.add(NOW, B, b"dkey", b"record", false), Err(NoHint::Window), "switched off");
+    }
+
+    /// A fallback finds what it keeps for a key, and for no other, until it is home.
+    #[test]
+    fn what_a_fallback_keeps_is_found_by_key() {
+        let storage = MemoryStorage::default();
+        let mut book = Book::load(&storage, limits()).expect("readable");
+        for (target, key, record, stands_in) in [
+            (A, &b"dkey"[..], b"1", true),
+            (B, b"dkey", b"2", true),
+            (A, b"dkey", b"3", false),
+            (A, b"dkey2", b"4", true),
+        ] {
+            let new = book.add(NOW, target, key, record, stands_in).expect("kept");
+            storage.write(&new.batch).expect("written");
+        }
+        let kept = |key: &[u8]| kept_for_key(&storage, key).expect("readable");
+        assert_eq!(
+            (kept(b"dkey"), kept(b"dkey2"), kept(b"dke")),
+            (vec!["1".into(), "2".into()], vec!["4".into()], vec![])
+        );
+        for hint in all(&storage, A) {
+            storage.write(&forget(A, &hint)).expect("written");
+        }
+        assert_eq!((kept(b"dkey"), kept(b"dkey2")), (vec![Bytes::from("2")], vec![]));
+        let (from, to) = ([schema::STAND_IN_TAG], [schema::STAND_IN_TAG + 1]);
+        let mut left = 0;
+        let scanned = storage.scan(Bound::Included(&from), Bound::Excluded(&to), false, &mut |_, _| {
+            left += 1;
+            true
+        });
+        assert_eq!((scanned, left), (Ok(()), 1));
     }
 
     #[test]

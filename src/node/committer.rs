@@ -24,6 +24,7 @@ use super::env::{Clock, CommitMode};
 use crate::canary::{self, Canary};
 use crate::replica::apply::{self, Applied, Outcome};
 use crate::replica::mint::{self, Mint, MintError, Minted, Minter};
+use crate::replica::requests::Entry;
 use crate::replica::stored::LoadError;
 use crate::ring::layout::ClusterMap;
 use crate::storage::{Batch, Storage, StorageError, schema};
@@ -56,6 +57,8 @@ pub struct Incoming {
     pub bytes: Bytes,
     /// Whether its coordinator has just stamped it.
     pub fresh: bool,
+    /// What to remember of it under its request id.
+    pub entry: Option<Entry>,
 }
 
 #[derive(Default)]
@@ -324,9 +327,20 @@ impl Shared {
     }
 
     fn apply(&self, incoming: &Incoming, wrote: &mut bool) -> Result<Outcome, Cause> {
-        let Incoming { storage_key, record, bytes, fresh } = incoming;
+        let Incoming { storage_key, record, bytes, fresh, entry } = incoming;
         let applied = apply::apply(&*self.storage, storage_key, record, bytes, *fresh);
-        let Applied { outcome, healed } = applied.map_err(|error| load_cause(&error))?;
+        let Applied { mut outcome, healed } = applied.map_err(|error| load_cause(&error))?;
+        if let Some(entry) = entry
+            && !matches!(outcome, Outcome::Superseded(_))
+        {
+            let mut batch = match outcome {
+                Outcome::Changed(batch) => batch,
+                _ => Batch::new(),
+            };
+            entry.remember(self.clock.wall(), &mut batch);
+            self.metrics.requests_remembered.inc();
+            outcome = Outcome::Changed(batch);
+        }
         if healed {
             self.metrics.damaged_records.inc();
             tracing::warn!(key = ?storage_key, "a damaged record was replaced by a replica's");
@@ -338,6 +352,9 @@ impl Shared {
     }
 
     fn count_mint(&self, minted: &Minted) {
+        if minted.entry.is_some() {
+            self.metrics.requests_remembered.inc();
+        }
         if minted.versions > SIBLINGS_WARN {
             self.metrics.many_siblings.inc();
         }
@@ -446,6 +463,8 @@ mod tests {
             seen: Context::new(),
             above: Stamp(0),
             ttl_ms: None,
+            request: None,
+            stands_in: false,
         };
         let (stamp, node, payload) = (Stamp(5), NodeId(2), Payload::Tombstone);
         let record = Record::Lww(LwwVersion { stamp, node, payload, expires_at: None });
@@ -454,6 +473,7 @@ mod tests {
             bytes: codec::encode_record(&record).into(),
             record: Arc::new(record),
             fresh: true,
+            entry: None,
         };
         vec![
             Job::Mint(mint, Box::new(move |done| note(&minted, done.err()))),

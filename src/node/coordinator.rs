@@ -12,15 +12,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use super::drive::{Driver, Place};
+use super::drive::{Driver, Place, PutDone};
+use super::forwards::another_home_may;
 use super::readings::KeyReading;
-use crate::canary::{self, Canary};
+use super::retries::{Named, Turns, context_of_write};
+use super::sessions::{Carried, Wrote};
 use crate::quorum::{put, read};
 use crate::replica::mint::Mint;
+use crate::replica::requests::{Outcome as Known, Print};
 use crate::ring::layout::ClusterMap;
-use crate::ring::preflist::homes;
-use crate::rpc::convert;
-use crate::rpc::proto::{self, answer, forward, forwarded, operation};
+use crate::ring::preflist::{homes, preference_list};
 use crate::rpc::requests::{GetDone, GetRequest, WriteDone, WriteRequest};
 use crate::storage::schema;
 use crate::telemetry::metrics::{Outcome, Verb};
@@ -34,6 +35,7 @@ use crate::version::codec::{self, ClientContext};
 use crate::version::dvv::Context;
 use crate::version::hlc::Stamp;
 use crate::version::record::{Payload, Record};
+use crate::version::session::Session;
 
 /// Whether the node takes requests, and if not, why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +66,8 @@ pub struct Coordinator {
     pub under_way: AtomicUsize,
     /// Bytes of values that they write.
     pub bytes_under_way: AtomicUsize,
+    /// Writes under way that have a request id.
+    pub turns: Turns,
 }
 
 /// One request under way; counted, with the bytes that it writes, until it is dropped.
@@ -91,13 +95,6 @@ pub struct Route {
     pub partition: PartitionId,
     /// Its home replicas, in order.
     pub homes: Vec<NodeId>,
-}
-
-/// The answer of another node to a forwarded request.
-enum Sent {
-    Answered(forwarded::Kind),
-    Lost(NodeId),
-    NobodyUp,
 }
 
 impl Coordinator {
@@ -162,8 +159,21 @@ impl Coordinator {
         let w = request.w.unwrap_or(Level::Count(route.keyspace.w.into()));
         let w = w.resolve("w", route.keyspace.n)?;
         let seen = client_context(&request.context, &route, &request.key)?;
-        if !route.homes.contains(&self.driver.me) {
-            return self.forward_write(request, &route, w, may_forward).await;
+        let _well_formed = request.session.as_deref().map(Session::decode).transpose()?;
+        let goes_on = match request.request_id {
+            // Attempts through several nodes meet at the first home replica.
+            Some(_) if may_forward => self.first_home(&route) != Some(self.driver.me),
+            _ => !route.homes.contains(&self.driver.me),
+        };
+        if goes_on {
+            let is_home = route.homes.contains(&self.driver.me);
+            match self.forward_write(request.clone(), &route, w, may_forward).await {
+                Err(failure) if may_forward && self.may_stand_in(&request, &route, &failure) => {}
+                // No answer came: what was carried out there is found here, or else by its twin.
+                Err(failure) if is_home && failure.cause == Cause::TooFewAcks => {}
+                Err(failure) if is_home && another_home_may(&failure) => {}
+                done => return done,
+            }
         }
         let kept = may_forward.then(|| request.clone());
         match self.coordinate(request, &route, w, seen, began).await {
@@ -180,6 +190,32 @@ impl Coordinator {
         }
     }
 
+    /// Whether this node, which is no home, coordinates a sloppy write: none can be reached.
+    fn may_stand_in(&self, request: &WriteRequest, route: &Route, failure: &Failure) -> bool {
+        request.sloppy.unwrap_or(route.keyspace.sloppy)
+            && failure.cause == Cause::Unavailable
+            && self.first_home(route).is_none()
+    }
+
+    /// The reachable fallbacks of a request, in order; this node first if it stands in itself.
+    fn fallbacks(&self, route: &Route, sloppy: Option<bool>) -> Vec<NodeId> {
+        if !sloppy.unwrap_or(route.keyspace.sloppy) {
+            return Vec::new();
+        }
+        let list = preference_list(&route.map, &route.keyspace, route.partition);
+        let mut fallbacks = list.fallbacks;
+        fallbacks.retain(|node| self.is_reachable(*node));
+        fallbacks.sort_by_key(|node| *node != self.driver.me);
+        fallbacks
+    }
+
+    /// The reading of one key.
+    pub fn key_reading(&self, route: &Route, place: Place) -> KeyReading {
+        let is_home = route.homes.contains(&self.driver.me);
+        let own_hints = (!is_home).then(|| self.driver.hints.clone());
+        KeyReading { place, homes: route.homes.clone(), own_hints }
+    }
+
     fn since(&self, began: Mono) -> Duration {
         Duration::from_micros(self.driver.clock.mono().micros_since(began))
     }
@@ -190,22 +226,65 @@ impl Coordinator {
         request: WriteRequest,
         route: &Route,
         w: u8,
-        seen: ClientContext,
+        mut seen: ClientContext,
         began: Mono,
     ) -> Result<WriteDone, Failure> {
         let now = self.driver.clock.wall();
+        let storage_key = schema::record_key(route.partition, route.keyspace.id, &request.key);
+        let carried = Carried::of(request.session.as_ref(), route, &storage_key)?;
+        if let Some(carried) = &carried {
+            seen.stamp = seen.stamp.max(carried.need().stamp);
+        }
         self.check_clock(now, seen.stamp)?;
-        self.check_agreed(now, route, w)?;
+        let fallbacks = self.fallbacks(route, request.sloppy);
+        if fallbacks.is_empty() {
+            self.check_agreed(now, route, w)?;
+        }
         let homes: Vec<_> = route.homes.iter().map(|node| (*node, self.is_reachable(*node))).collect();
-        self.check_room(&homes, w)?;
+        if fallbacks.is_empty() {
+            self.check_room(&homes, w)?;
+        }
         let plan = put::Plan {
             me: self.driver.me,
             homes,
+            fallbacks,
+            stand_in_after: limits::STAND_IN_AFTER,
             w,
             deadline: began + request.timeout,
             layout_version: route.map.layout.version,
         };
         let place = place(route, request.key);
+        let named = request.request_id.map(|id| Named {
+            route,
+            place: &place,
+            request: (id, Print::of(&place.storage_key, &request.payload)),
+            fallbacks: &plan.fallbacks,
+            w,
+            deadline: plan.deadline,
+        });
+        let _turn = match &named {
+            None => None,
+            Some(named) => {
+                let turn =
+                    tokio::time::timeout(self.left(named.deadline), self.turns.take(named.request.0)).await;
+                let Ok(turn) = turn else {
+                    let homes = route.homes.clone();
+                    return Err(self.forward_failure(route, w, Cause::TooFewAcks, Applied::Maybe, homes));
+                };
+                if let Some(known) = self.earlier_attempt(named).await? {
+                    return self.repeat(named, seen, carried, known).await;
+                }
+                if self.driver.metrics.requests_remembered.get() >= limits::REQUESTS_REMEMBERED {
+                    return Err(Failure::early(Cause::Overloaded(limits::RETRY_DELAY)));
+                }
+                if seen.dots.has_request(named.request.0) {
+                    let problem =
+                        "is covered by the context: the write was carried out, and is not remembered";
+                    return Err(Invalid::new("request_id", problem).into());
+                }
+                Some(turn)
+            }
+        };
         let ttl_ms = match request.payload {
             Payload::Value(_) => request.ttl_ms.or(route.keyspace.ttl_ms),
             Payload::Tombstone => None,
@@ -217,17 +296,25 @@ impl Coordinator {
             seen: seen.dots.clone(),
             above: seen.stamp,
             ttl_ms,
+            stands_in: !route.homes.contains(&self.driver.me),
+            request: named.as_ref().map(|named| named.request),
         };
-        let tag = codec::key_tag(route.position, place.key.sort_key());
-        let done = self.driver.put(plan, place, write).await?;
-        let mut dots = seen.dots;
-        done.minted.dot.into_iter().for_each(|dot| dots.insert(dot));
-        let context = ClientContext { key_tag: tag, dots, stamp: done.minted.stamp };
+        let id = request.request_id;
+        let PutDone { done, minted } = self.driver.put(plan, place.clone(), write).await?;
+        let outcome = Known { print: None, stamp: minted.stamp, dot: minted.dot };
+        let session = carried.map(|carried| {
+            // Of a sloppy write nobody knows how many homes have it.
+            let holders = if done.sloppy { 0 } else { done.acks };
+            let wrote = Wrote { by: self.driver.me, id, outcome, past: &seen.dots, holders };
+            carried.wrote(self.driver.clock.wall(), route.keyspace.conflicts, &wrote)
+        });
         Ok(WriteDone {
-            context: codec::encode_context(&context).into(),
+            context: context_of_write(seen, outcome, id),
             w: w.into(),
-            acks: done.done.acks,
-            stamp: done.minted.stamp.0,
+            acks: done.acks,
+            sloppy: done.sloppy,
+            stamp: minted.stamp.0,
+            session: session.unwrap_or_default(),
         })
     }
 
@@ -272,25 +359,41 @@ impl Coordinator {
         let route = self.route(&request.keyspace, request.key.partition_key())?;
         let r = request.r.unwrap_or(Level::Count(route.keyspace.r.into()));
         let r = r.resolve("r", route.keyspace.n)?;
+        let fallbacks = self.fallbacks(&route, request.sloppy);
         if !route.homes.contains(&self.driver.me) {
-            return self.forward_get(request, &route, r, may_forward).await;
+            match self.forward_get(request.clone(), &route, r, may_forward).await {
+                // No home could be asked: with others this node answers as a fallback.
+                Err(Failure { cause: Cause::Unavailable | Cause::TooFewAcks, .. })
+                    if may_forward && !fallbacks.is_empty() => {}
+                done => return done,
+            }
         }
-        let plan = self.read_plan(&route, r, began + request.timeout);
         let tag = codec::key_tag(route.position, request.key.sort_key());
-        let reading = KeyReading { place: place(&route, request.key) };
+        let place = place(&route, request.key);
+        let carried = Carried::of(request.session.as_ref(), &route, &place.storage_key)?;
+        let need = carried.as_ref().map(Carried::need).unwrap_or_default();
+        let asked = r.max(need.answers.min(route.keyspace.n));
+        let mut plan = self.read_plan(&route, asked, &fallbacks, began + request.timeout);
+        plan.floor = need.floor;
+        let reading = self.key_reading(&route, place);
         let done = self.driver.read(plan, reading).await?;
         let now = self.driver.clock.wall();
+        let record = done.answer.as_deref();
+        // What fallbacks hold is no home's yet.
+        let holders = if done.sloppy { 0 } else { done.holders };
         Ok(GetDone {
-            siblings: done.answer.as_ref().map(|record| record.live(now)).unwrap_or_default(),
-            context: done.answer.map(|record| context_of(&record, tag)).unwrap_or_default(),
+            siblings: record.map(|record| record.live(now)).unwrap_or_default(),
+            context: record.map(|record| context_of(record, tag)).unwrap_or_default(),
             r: r.into(),
             replies: done.replies,
+            sloppy: done.sloppy,
+            session: carried.map(|carried| carried.read(now, record, holders)).unwrap_or_default(),
         })
     }
 
     /// The plan of a read: this node first, then the other reachable home replicas in an order that spreads
     /// the load.
-    pub fn read_plan(&self, route: &Route, r: u8, deadline: Mono) -> read::Plan {
+    pub fn read_plan<F>(&self, route: &Route, r: u8, fallbacks: &[NodeId], deadline: Mono) -> read::Plan<F> {
         let me = self.driver.me;
         let homes = route.homes.clone();
         let mut candidates: Vec<NodeId> =
@@ -302,200 +405,18 @@ impl Coordinator {
         if homes.contains(&me) {
             candidates.insert(0, me);
         }
+        candidates.extend(fallbacks);
         read::Plan {
             candidates,
             homes,
             r,
+            holders: 0,
+            floor: None,
             deadline,
             hedge_after: limits::HEDGE_AFTER,
             layout_version: route.map.layout.version,
         }
     }
-
-    async fn forward_write(
-        &self,
-        request: WriteRequest,
-        route: &Route,
-        w: u8,
-        may_forward: bool,
-    ) -> Result<WriteDone, Failure> {
-        let timeout = request.timeout;
-        let message = write_to_wire(request, w);
-        match self.forward(message, timeout, route, may_forward, false).await? {
-            Sent::Answered(forwarded::Kind::Put(done)) => {
-                Ok(WriteDone { context: done.context, w: done.w, acks: done.acks, stamp: done.stamp })
-            }
-            Sent::Answered(forwarded::Kind::Delete(done)) => {
-                Ok(WriteDone { context: done.context, w: done.w, acks: done.acks, stamp: done.stamp })
-            }
-            Sent::Lost(node) => {
-                Err(self.forward_failure(route, w, Cause::TooFewAcks, Applied::Maybe, vec![node]))
-            }
-            Sent::Answered(_) | Sent::NobodyUp => {
-                Err(self.forward_failure(route, w, Cause::Unavailable, Applied::No, route.homes.clone()))
-            }
-        }
-    }
-
-    async fn forward_get(
-        &self,
-        request: GetRequest,
-        route: &Route,
-        r: u8,
-        may_forward: bool,
-    ) -> Result<GetDone, Failure> {
-        let timeout = request.timeout;
-        let message = forward::Request::Get(proto::GetRequest {
-            keyspace: request.keyspace,
-            key: request.key.partition_key().clone(),
-            sort: request.key.sort_key().clone(),
-            answers: Some(proto::get_request::Answers::R(r.into())),
-            timeout_ms: 0,
-        });
-        match self.forward(message, timeout, route, may_forward, true).await? {
-            Sent::Answered(forwarded::Kind::Get(done)) => Ok(GetDone {
-                siblings: done.siblings.into_iter().map(live_of_wire).collect(),
-                context: done.context,
-                r: done.r,
-                replies: done.replies,
-            }),
-            Sent::Lost(node) => {
-                Err(self.forward_failure(route, r, Cause::TooFewAcks, Applied::No, vec![node]))
-            }
-            Sent::Answered(_) | Sent::NobodyUp => {
-                Err(self.forward_failure(route, r, Cause::Unavailable, Applied::No, route.homes.clone()))
-            }
-        }
-    }
-
-    fn forward_failure(
-        &self,
-        route: &Route,
-        required: u8,
-        cause: Cause,
-        applied: Applied,
-        silent: Vec<NodeId>,
-    ) -> Failure {
-        let alive = route.homes.iter().filter(|node| self.is_reachable(**node)).count();
-        let alive = u32::try_from(alive).unwrap_or(u32::MAX);
-        Failure {
-            cause,
-            applied,
-            required: required.into(),
-            received: 0,
-            alive,
-            layout_version: route.map.layout.version,
-            silent,
-        }
-    }
-
-    /// Sends a request to the first other home replica that can be reached, and on to the next when that one
-    /// surely changed nothing and another may do better. A read goes on also when an answer does not come.
-    async fn forward(
-        &self,
-        request: forward::Request,
-        timeout: Duration,
-        route: &Route,
-        may_forward: bool,
-        is_read: bool,
-    ) -> Result<Sent, Failure> {
-        if !may_forward {
-            return Ok(Sent::NobodyUp);
-        }
-        self.driver.metrics.forwarded.inc();
-        let deadline = self.driver.clock.mono() + timeout;
-        let (mut lost, mut refused) = (None, None);
-        for node in &route.homes {
-            let Some(link) = self.driver.links.up(*node) else { continue };
-            let left = deadline.micros_since(self.driver.clock.mono()) / 1_000;
-            if left == 0 {
-                break;
-            }
-            let forward = proto::Forward { timeout_ms: left.max(1), request: Some(request.clone()) };
-            let operation = proto::Operation {
-                keyspace_id: route.keyspace.id.0,
-                kind: Some(operation::Kind::Forward(forward)),
-                ..Default::default()
-            };
-            let (send, receive) = tokio::sync::oneshot::channel();
-            if link.send(operation, Box::new(move |result| drop(send.send(result)))).is_err() {
-                continue;
-            }
-            // A read that hangs on a silent node leaves time for another.
-            let share = if is_read { left / 2 } else { left };
-            let answer = tokio::time::timeout(Duration::from_millis(share.max(1)), receive).await;
-            match answer {
-                Ok(Ok(Ok(answer::Kind::Forwarded(proto::Forwarded { kind: Some(kind) })))) => match kind {
-                    forwarded::Kind::Failed(failed) => match convert::failure_of_forward(failed) {
-                        failure if another_home_may(&failure) => refused = Some(failure),
-                        failure => return Err(failure),
-                    },
-                    kind => return Ok(Sent::Answered(kind)),
-                },
-                Ok(Ok(Ok(answer::Kind::Refused(_)))) => {}
-                _ if is_read => lost = Some(*node),
-                _ if canary::sings(Canary::ForwardRetried) => {}
-                _ => return Ok(Sent::Lost(*node)),
-            }
-        }
-        match refused {
-            Some(failure) => Err(failure),
-            None => Ok(lost.map_or(Sent::NobodyUp, Sent::Lost)),
-        }
-    }
-
-    /// Carries out a request that another node forwarded.
-    pub async fn forwarded(&self, forward: proto::Forward) -> forwarded::Kind {
-        let metadata = tonic::metadata::MetadataMap::new();
-        let timeout_ms = forward.timeout_ms;
-        let failed = |failure: Failure| forwarded::Kind::Failed(convert::forward_failed(&failure));
-        let result = match forward.request {
-            Some(forward::Request::Put(put)) => {
-                let put = proto::PutRequest { timeout_ms, ..put };
-                match convert::put_request(put, &metadata, self.value_limit) {
-                    Ok(request) => {
-                        self.write(request, false).await.map(convert::put_response).map(forwarded::Kind::Put)
-                    }
-                    Err(failure) => Err(failure),
-                }
-            }
-            Some(forward::Request::Delete(delete)) => {
-                let delete = proto::DeleteRequest { timeout_ms, ..delete };
-                match convert::delete_request(delete, &metadata) {
-                    Ok(request) => self
-                        .write(request, false)
-                        .await
-                        .map(convert::delete_response)
-                        .map(forwarded::Kind::Delete),
-                    Err(failure) => Err(failure),
-                }
-            }
-            Some(forward::Request::Get(get)) => {
-                let get = proto::GetRequest { timeout_ms, ..get };
-                match convert::get_request(get, &metadata) {
-                    Ok(request) => {
-                        self.get(request, false).await.map(convert::get_response).map(forwarded::Kind::Get)
-                    }
-                    Err(failure) => Err(failure),
-                }
-            }
-            None => Err(Invalid::new("request", "is missing").into()),
-        };
-        result.unwrap_or_else(failed)
-    }
-}
-
-/// Whether a request that failed at one home replica may do better at another: it surely changed nothing, and
-/// what failed is that node's own.
-fn another_home_may(failure: &Failure) -> bool {
-    let own = match failure.cause.kind() {
-        Cause::Storage(_) | Cause::NotServing(_) | Cause::ClockSkew(_) | Cause::Unavailable => true,
-        // Sent on, it would only spread the load that is too much.
-        Cause::Overloaded(_) => false,
-        Cause::TooFewAcks | Cause::InDoubt(_) | Cause::TooManySiblings(_) => false,
-        Cause::Invalid(_) | Cause::UnknownKeyspace(_) | Cause::Unbuilt(_) | Cause::Forwarded { .. } => false,
-    };
-    own && failure.applied == Applied::No
 }
 
 /// Where a key of `route` is stored.
@@ -516,36 +437,4 @@ fn client_context(bytes: &Bytes, route: &Route, key: &Key) -> Result<ClientConte
         return Ok(ClientContext { key_tag, dots: Context::new(), stamp: Stamp::default() });
     }
     codec::decode_context(bytes, key_tag)
-}
-
-fn write_to_wire(request: WriteRequest, w: u8) -> forward::Request {
-    let (key, sort) = (request.key.partition_key().clone(), request.key.sort_key().clone());
-    match request.payload {
-        Payload::Value(value) => forward::Request::Put(proto::PutRequest {
-            keyspace: request.keyspace,
-            key,
-            sort,
-            value,
-            context: request.context,
-            acks: Some(proto::put_request::Acks::W(w.into())),
-            ttl_ms: request.ttl_ms.unwrap_or(0),
-            ..Default::default()
-        }),
-        Payload::Tombstone => forward::Request::Delete(proto::DeleteRequest {
-            keyspace: request.keyspace,
-            key,
-            sort,
-            context: request.context,
-            acks: Some(proto::delete_request::Acks::W(w.into())),
-            ..Default::default()
-        }),
-    }
-}
-
-fn live_of_wire(sibling: proto::Sibling) -> crate::version::record::Live {
-    crate::version::record::Live {
-        value: sibling.value,
-        stamp: Stamp(sibling.stamp),
-        expires_at: (sibling.expires_at_ms > 0).then_some(WallMs(sibling.expires_at_ms)),
-    }
 }

@@ -113,8 +113,10 @@ impl Driver {
         reply: oneshot::Sender<Result<PutDone, Failure>>,
     ) {
         let (events, mut incoming) = mpsc::unbounded_channel();
+        // A fallback that coordinates keeps its own copy as a hint for the first home.
+        let stands_in_for = plan.homes.iter().all(|(node, _)| *node != plan.me).then(|| plan.homes[0].0);
         let (mut machine, mut effects) = (put::Put::new(plan), Vec::new());
-        let (mut reply, mut minted, mut deadline) = (Some(reply), None, None);
+        let (mut reply, mut minted, mut deadline, mut stand_in) = (Some(reply), None::<Minted>, None, None);
         let mut next = Some(put::Event::Start);
         loop {
             if let Some(event) = next.take() {
@@ -129,13 +131,16 @@ impl Driver {
                             self.metrics.restamps.inc();
                         }
                         write.above = write.above.max(above.unwrap_or_default());
-                        let events = events.clone();
-                        let done = Box::new(move |result| drop(events.send(PutEvent::Minted(result))));
-                        self.committer.submit(Job::Mint(write.clone(), done));
+                        self.mint(&write, stands_in_for, &place, &events);
                     }
                     put::Effect::Send { to, round } => {
-                        let record = minted.as_ref().map(|m: &Minted| m.record.clone()).unwrap_or_default();
-                        queued.extend(self.send_fresh(&place, record, to, round, &events));
+                        let minted = minted.as_ref().expect("what is sent is minted");
+                        queued.extend(self.send(&place, minted, (to, None), round, &events));
+                    }
+                    put::Effect::ArmStandIn(at) => stand_in = Some(at),
+                    put::Effect::StandIn { to, home, round } => {
+                        let minted = minted.as_ref().expect("what is sent is minted");
+                        queued.extend(self.send(&place, minted, (to, Some(home)), round, &events));
                     }
                     put::Effect::Hint(target) => {
                         let record = &minted.as_ref().expect("hints follow the own copy").record;
@@ -171,24 +176,51 @@ impl Driver {
                     None => return,
                 },
                 () = self.sleep_until(deadline) => put::Event::Deadline,
+                () = self.sleep_until(stand_in) => {
+                    stand_in = None;
+                    put::Event::StandInDue
+                }
             });
         }
     }
 
-    /// Sends a fresh record; an event if it could not be sent.
-    fn send_fresh(
+    /// Makes a version and stores the own copy: the record, or a hint for the home that this node stands in for.
+    fn mint(
+        &self,
+        write: &Mint,
+        stands_in_for: Option<NodeId>,
+        place: &Place,
+        events: &mpsc::UnboundedSender<PutEvent>,
+    ) {
+        let (events, hints, storage_key) = (events.clone(), self.hints.clone(), place.storage_key.clone());
+        let done = Box::new(move |result: Result<Minted, Cause>| match (result, stands_in_for) {
+            (Ok(minted), Some(home)) => {
+                let record = minted.record.clone();
+                hints.stand_in(home, &storage_key, &record, None, move |kept| {
+                    drop(events.send(PutEvent::Minted(kept.map(|()| minted))));
+                });
+            }
+            (result, _) => drop(events.send(PutEvent::Minted(result))),
+        });
+        self.committer.submit(Job::Mint(write.clone(), done));
+    }
+
+    /// Sends a fresh record to a home, or to a fallback for one; an event if it could not be sent.
+    fn send(
         &self,
         place: &Place,
-        record: Bytes,
-        to: NodeId,
+        minted: &Minted,
+        (to, home): (NodeId, Option<NodeId>),
         round: u8,
         events: &mpsc::UnboundedSender<PutEvent>,
     ) -> Option<put::Event> {
         let answered = move |answer| put::Event::Answered { from: to, round, answer };
         let Some(link) = self.links.up(to) else { return Some(answered(put::Answer::Refused)) };
         let operation = place.operation(operation::Kind::Store(proto::Store {
-            record,
+            record: minted.record.clone(),
             fresh: true,
+            remember: minted.entry.map(|entry| entry.encode().into()).unwrap_or_default(),
+            stand_in_for: home.map(|home| home.to_string()).unwrap_or_default(),
             ..Default::default()
         }));
         let events = events.clone();
@@ -207,7 +239,7 @@ impl Driver {
     /// Runs a read to its answer; its task lives on until what it has asked for has been answered.
     pub async fn read<R: Reading>(
         &self,
-        plan: read::Plan,
+        plan: read::Plan<<R::Answer as read::Readable>::Floor>,
         reading: R,
     ) -> Result<read::Done<R::Answer>, Failure> {
         let (reply, answer) = oneshot::channel();
@@ -218,7 +250,7 @@ impl Driver {
 
     async fn run_read<R: Reading>(
         &self,
-        plan: read::Plan,
+        plan: read::Plan<<R::Answer as read::Readable>::Floor>,
         reading: Arc<R>,
         reply: oneshot::Sender<Result<read::Done<R::Answer>, Failure>>,
     ) {
@@ -312,7 +344,7 @@ impl Driver {
         own: Option<R::Answer>,
         events: &mpsc::UnboundedSender<read::Event<R::Answer>>,
     ) {
-        let operation = reading.operation(own.as_ref());
+        let operation = reading.operation(node, own.as_ref());
         let (reading, failed) = (reading.clone(), events.clone());
         let events = events.clone();
         let waiter = Box::new(move |result: Result<answer::Kind, _>| {
@@ -353,7 +385,8 @@ impl Driver {
             if node == self.me {
                 let done =
                     Box::new(move |result: Result<Outcome, Cause>| finished(result.is_ok(), &left, &events));
-                let incoming = Incoming { storage_key: place.storage_key, record, bytes, fresh: false };
+                let incoming =
+                    Incoming { storage_key: place.storage_key, record, bytes, fresh: false, entry: None };
                 self.committer.submit(Job::Apply(incoming, done));
                 continue;
             }
@@ -384,7 +417,7 @@ pub trait Reading: Send + Sync + 'static {
     /// The group to wait for before the own copy counts.
     fn unsettled(&self, committer: &Committer) -> Option<u64>;
     /// What a peer is asked, which need not send what `own` has.
-    fn operation(&self, own: Option<&Self::Answer>) -> proto::Operation;
+    fn operation(&self, node: NodeId, own: Option<&Self::Answer>) -> proto::Operation;
     /// A peer's answer; none if it is a refusal or not what was asked for.
     fn decode(&self, answer: answer::Kind, own: Option<Self::Answer>) -> Option<Self::Answer>;
     /// What to store where for a repair.

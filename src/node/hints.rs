@@ -17,6 +17,8 @@ use super::links::{Contact, Links};
 use crate::hinted::delivery::{Answer, Delivery, Effect, Event, Loaded, Pace};
 use crate::hinted::queue::{self, Account, Book, Hint, Limits};
 use crate::machine::Machine;
+use crate::replica::requests::Entry;
+use crate::replica::stored::LoadError;
 use crate::ring::layout::ClusterMap;
 use crate::rpc::proto::{self, answer, operation, refusal::Reason};
 use crate::storage::{Batch, Storage, StorageError, schema};
@@ -24,9 +26,11 @@ use crate::telemetry::metrics::Metrics;
 use crate::types::error::Cause;
 use crate::types::ids::NodeId;
 use crate::types::limits::{
-    HINT_COST_BYTES, HINT_DELAY, HINT_PAGE_BYTES, HINT_PAGE_ITEMS, HINT_PAUSE, HINT_WINDOW_BYTES,
+    HINT_COST_BYTES, HINT_DELAY, HINT_PAGE_BYTES, HINT_PAGE_ITEMS, HINT_PAUSE, HINT_WINDOW_BYTES, RETRY_DELAY,
 };
 use crate::types::time::{Mono, WallMs};
+use crate::version::codec;
+use crate::version::record::Record;
 
 /// What is kept for one target, as operators see it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,32 +101,78 @@ impl Hints {
 
     /// Keeps a record for a replica that did not take it, unless a limit forbids it.
     pub fn keep(self: &Arc<Hints>, target: NodeId, storage_key: &[u8], record: &Bytes) {
+        self.keep_as(target, storage_key, record, None, |_| {});
+    }
+
+    /// Keeps a record as a fallback for `target`, with what is to be remembered of its request; `done` hears when it
+    /// is durable, or why it is not kept.
+    pub fn stand_in(
+        self: &Arc<Hints>,
+        target: NodeId,
+        storage_key: &[u8],
+        record: &Bytes,
+        entry: Option<Entry>,
+        done: impl FnOnce(Result<(), Cause>) + Send + 'static,
+    ) {
+        self.keep_as(target, storage_key, record, Some(entry), done);
+    }
+
+    fn keep_as(
+        self: &Arc<Hints>,
+        target: NodeId,
+        storage_key: &[u8],
+        record: &Bytes,
+        stands_in: Option<Option<Entry>>,
+        done: impl FnOnce(Result<(), Cause>) + Send + 'static,
+    ) {
         if self.is_dropped(storage_key) {
             self.metrics.hints_dropped.inc();
-            return;
+            return done(Err(Cause::UnknownKeyspace("dropped".into())));
         }
-        let new = self.book().add(self.clock.wall(), target, storage_key, record);
-        let new = match new {
+        let now = self.clock.wall();
+        let mut new = match self.book().add(now, target, storage_key, record, stands_in.is_some()) {
             Ok(new) => new,
             Err(why) => {
                 self.metrics.hints_refused.inc();
                 tracing::debug!(%target, %why, "a hint is not kept");
-                return;
+                return done(Err(Cause::Overloaded(RETRY_DELAY)));
             }
         };
+        if let Some(entry) = stands_in.flatten() {
+            entry.remember(now, &mut new.batch);
+            self.metrics.requests_remembered.inc();
+        }
         let (hints, bytes) = (self.clone(), new.bytes);
-        let done = Box::new(move |written: Result<(), _>| match written {
-            Ok(()) => {
-                hints.metrics.hints_stored.inc();
-                hints.show(&hints.book());
+        let written = Box::new(move |written: Result<(), Cause>| {
+            match &written {
+                Ok(()) => {
+                    hints.metrics.hints_stored.inc();
+                    hints.show(&hints.book());
+                }
+                Err(cause) => {
+                    hints.metrics.hints_refused.inc();
+                    hints.book().strike(target, 1, bytes);
+                    tracing::debug!(%target, ?cause, "a hint could not be written");
+                }
             }
-            Err(cause) => {
-                hints.metrics.hints_refused.inc();
-                hints.book().strike(target, 1, bytes);
-                tracing::debug!(%target, ?cause, "a hint could not be written");
-            }
+            done(written);
         });
-        self.committer.submit(Job::Write(new.batch, done));
+        self.committer.submit(Job::Write(new.batch, written));
+    }
+
+    /// What is kept here for a key as a fallback, merged; none if nothing is.
+    pub fn kept_for_key(&self, storage_key: &[u8]) -> Result<Option<Record>, LoadError> {
+        let mut kept: Option<Record> = None;
+        for bytes in queue::kept_for_key(self.committer.storage(), storage_key)? {
+            let record = codec::decode_record(&bytes)?;
+            match &mut kept {
+                None => kept = Some(record),
+                Some(kept) => {
+                    kept.merge(&record).map_err(|mismatch| LoadError::Damaged(mismatch.to_string()))?;
+                }
+            }
+        }
+        Ok(kept)
     }
 
     /// Whether a hint of this time is too old to be taken.
@@ -156,11 +206,9 @@ impl Hints {
             let page = page.map_err(|error| Cause::Storage(error.to_string()))?;
             let last = page.hints.iter().map(|hint| hint.seq).chain(page.damaged.iter().map(|(seq, _)| *seq));
             after = last.max().unwrap_or(after);
-            let dropped = page.hints.iter().filter(|hint| self.is_dropped(&hint.storage_key));
-            let (seqs, bytes): (Vec<u64>, Vec<u64>) = dropped.map(|hint| (hint.seq, hint.bytes)).unzip();
-            if !seqs.is_empty() {
-                self.metrics.hints_dropped.inc_by(u64::try_from(seqs.len()).unwrap_or(0));
-                self.forget(target, &seqs, bytes.iter().sum());
+            for hint in page.hints.iter().filter(|hint| self.is_dropped(&hint.storage_key)) {
+                self.metrics.hints_dropped.inc();
+                self.forget(target, hint);
             }
             if !page.more {
                 return Ok(());
@@ -168,18 +216,18 @@ impl Hints {
         }
     }
 
-    /// Deletes hints; `bytes` is what they took.
-    fn forget(self: &Arc<Hints>, target: NodeId, seqs: &[u64], bytes: u64) {
-        let (hints, count) = (self.clone(), u64::try_from(seqs.len()).unwrap_or(u64::MAX));
+    /// Deletes a hint.
+    fn forget(self: &Arc<Hints>, target: NodeId, hint: &Hint) {
+        let (hints, bytes) = (self.clone(), hint.bytes);
         let done = Box::new(move |deleted: Result<(), _>| {
             // What could not be deleted is still there, and comes again.
             if deleted.is_ok() {
                 let mut book = hints.book();
-                book.strike(target, count, bytes);
+                book.strike(target, 1, bytes);
                 hints.show(&book);
             }
         });
-        self.committer.submit(Job::Write(queue::forget(target, seqs), done));
+        self.committer.submit(Job::Write(queue::forget(target, hint), done));
     }
 }
 
@@ -275,7 +323,7 @@ impl Runner {
                 Effect::Send(seq) => self.send(seq),
                 Effect::Forget(seq) => {
                     if let Some(hint) = self.loaded.remove(&seq) {
-                        self.hints.forget(self.target, &[seq], hint.bytes);
+                        self.hints.forget(self.target, &hint);
                     }
                 }
                 Effect::Home => {
@@ -348,13 +396,14 @@ impl Runner {
 
 /// What stands for a hint that can't be read, until it is forgotten.
 fn bytes_only(seq: u64, bytes: u64) -> Hint {
-    Hint { seq, at: WallMs(0), storage_key: Vec::new(), record: Bytes::new(), bytes }
+    Hint { seq, at: WallMs(0), storage_key: Vec::new(), record: Bytes::new(), stands_in: false, bytes }
 }
 
 /// A hint as its target takes it; none if its storage key is not one of a record.
 fn operation_of(hint: &Hint) -> Option<proto::Operation> {
     let (_, keyspace, key) = schema::split_record_key(&hint.storage_key)?;
-    let store = proto::Store { record: hint.record.clone(), fresh: false, hinted_at_ms: hint.at.0 };
+    let store =
+        proto::Store { record: hint.record.clone(), hinted_at_ms: hint.at.0, ..proto::Store::default() };
     Some(proto::Operation {
         id: 0,
         keyspace_id: keyspace.0,

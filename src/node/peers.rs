@@ -29,6 +29,7 @@ use super::maps::Maps;
 use super::readings::page_of_wire;
 use crate::replica::apply::Outcome;
 use crate::replica::fetch::{self, Fetched};
+use crate::replica::requests::{self, Entry};
 use crate::replica::scan;
 use crate::ring::layout::ClusterMap;
 use crate::ring::preflist::homes;
@@ -85,6 +86,25 @@ struct KnownLife {
 fn nonce_of(text: &str) -> u64 {
     let hash = blake3::hash(text.as_bytes());
     hash.as_bytes().iter().take(8).fold(0, |all, byte| all << 8 | u64::from(*byte))
+}
+
+/// As what this node is asked for a key.
+#[derive(Debug, Clone, Copy)]
+enum As {
+    /// As one of its homes.
+    Home,
+    /// As a fallback, for a home if something is to be kept for it.
+    Fallback(Option<NodeId>),
+    /// Whatever it is.
+    Any,
+}
+
+fn check_layout(from: Sender, map: &crate::ring::layout::ClusterMap) -> Result<(), (Reason, String)> {
+    if from.layout_version != map.layout.version {
+        let (theirs, mine) = (from.layout_version, map.layout.version);
+        return Err((Reason::StaleLayout, format!("layout version {theirs}, this node has {mine}")));
+    }
+    Ok(())
 }
 
 /// Why a caller is refused, and whether trying again is of no use.
@@ -201,6 +221,13 @@ impl Peers {
             Err(bad) => return reply.refuse(Reason::BadRequest, bad.to_string()),
         };
         let driver = &self.coordinator.driver;
+        let entry = match &store.remember[..] {
+            [] => None,
+            bytes => match Entry::decode(bytes) {
+                Some(entry) => Some(entry),
+                None => return reply.refuse(Reason::BadRequest, "remember: is not what it should be"),
+            },
+        };
         if store.hinted_at_ms > 0 && driver.hints.is_too_old(WallMs(store.hinted_at_ms)) {
             return reply.refuse(Reason::TooOld, "the hint is older than hints.window_ms");
         }
@@ -214,11 +241,15 @@ impl Peers {
                 return reply.refuse(Reason::ClockSkew, too_far.to_string());
             }
         }
+        if !store.stand_in_for.is_empty() {
+            return self.stand_in(&place, &store, entry, reply);
+        }
         let incoming = Incoming {
             storage_key: place.storage_key,
             record: Arc::new(record),
             bytes: store.record,
             fresh: store.fresh,
+            entry,
         };
         let done = move |result| match result {
             Ok(Outcome::Superseded(stamp)) => reply.send(answer::Kind::Superseded(stamp.0)),
@@ -232,8 +263,32 @@ impl Peers {
         driver.committer.submit(Job::Apply(incoming, Box::new(done)));
     }
 
+    /// Keeps a record as a fallback.
+    fn stand_in(&self, place: &Place, store: &proto::Store, entry: Option<Entry>, reply: Reply) {
+        let Ok(home) = store.stand_in_for.parse() else {
+            return reply.refuse(Reason::BadRequest, "stand_in_for: is not a node id");
+        };
+        let done = move |kept| match kept {
+            Ok(()) => reply.send(answer::Kind::Stored(true)),
+            Err(Cause::Overloaded(_)) => {
+                reply.refuse(Reason::Overloaded, "no hint is kept: a limit is reached")
+            }
+            Err(cause) => reply.refuse(Reason::Storage, format!("{cause:?}")),
+        };
+        self.coordinator.driver.hints.stand_in(home, &place.storage_key, &store.record, entry, done);
+    }
+
     fn fetch(&self, place: &Place, fetch: &proto::Fetch, reply: Reply) {
         let committer = &self.coordinator.driver.committer;
+        if fetch.stand_in {
+            let kind = match self.coordinator.driver.hints.kept_for_key(&place.storage_key) {
+                Ok(Some(record)) => fetched::Kind::Record(codec::encode_record(&record).into()),
+                Ok(None) => fetched::Kind::None(true),
+                Err(error) => return self.refuse_damaged(reply, &error.to_string()),
+            };
+            let answer = answer::Kind::Fetched(proto::Fetched { kind: Some(kind) });
+            return self.send_settled(committer.unsettled_any(), answer, reply);
+        }
         let have = <[u8; 16]>::try_from(&fetch.have[..]).ok().map(Digest);
         let fetched = match fetch::fetch_unless(committer.storage(), &place.storage_key, have) {
             Ok(fetched) => fetched,
@@ -246,6 +301,25 @@ impl Peers {
         };
         let answer = answer::Kind::Fetched(proto::Fetched { kind: Some(kind) });
         self.send_settled(committer.unsettled(&place.storage_key), answer, reply);
+    }
+
+    fn find_request(&self, place: &Place, find: &proto::FindRequest, reply: Reply) {
+        let driver = &self.coordinator.driver;
+        let id = match convert::request_id(&find.request_id) {
+            Ok(Some(id)) => id,
+            Ok(None) => return reply.refuse(Reason::BadRequest, "request_id: is missing"),
+            Err(invalid) => return reply.refuse(Reason::BadRequest, invalid.to_string()),
+        };
+        let storage = driver.committer.storage();
+        match requests::find(storage, driver.clock.wall(), &place.storage_key, id) {
+            Ok(found) => {
+                let unsettled = found.as_ref().and_then(|(_, key)| driver.committer.unsettled(key));
+                let entry = found.map(|(outcome, _)| Entry { id, outcome }.encode());
+                let answer = answer::Kind::Remembered(entry.unwrap_or_default().into());
+                self.send_settled(unsettled, answer, reply);
+            }
+            Err(error) => self.refuse_damaged(reply, &error.to_string()),
+        }
     }
 
     fn page(&self, keyspace: u32, page: proto::FetchPage, reply: Reply) {
@@ -289,7 +363,7 @@ impl Peers {
         &self,
         from: Sender,
         operation: &proto::Operation,
-        any: bool,
+        as_who: As,
     ) -> Result<Place, (Reason, String)> {
         let map = self.maps.current();
         let bad = |problem: String| (Reason::BadRequest, problem);
@@ -297,8 +371,18 @@ impl Peers {
         let key = key.map_err(|invalid| bad(invalid.to_string()))?;
         let keyspace = self.known(&map, operation.keyspace_id)?;
         let partition = map.partitions.of(Position::of(&keyspace.name, key.partition_key()));
-        if !any {
-            self.check_owner(from, &map, keyspace, partition)?;
+        match as_who {
+            As::Any => {}
+            As::Home => self.check_owner(from, &map, keyspace, partition)?,
+            As::Fallback(home) => {
+                check_layout(from, &map)?;
+                let homes = homes(&map, keyspace, partition);
+                if let Some(home) = home.filter(|home| *home == self.me.node || !homes.contains(home)) {
+                    return Err(bad(format!(
+                        "stand_in_for: {home} is not another home of partition {partition}"
+                    )));
+                }
+            }
         }
         let storage_key = schema::record_key(partition, keyspace.id, &key);
         Ok(Place { keyspace: keyspace.id, key, storage_key })
@@ -323,10 +407,7 @@ impl Peers {
         keyspace: &Keyspace,
         partition: PartitionId,
     ) -> Result<(), (Reason, String)> {
-        if from.layout_version != map.layout.version {
-            let (theirs, mine) = (from.layout_version, map.layout.version);
-            return Err((Reason::StaleLayout, format!("layout version {theirs}, this node has {mine}")));
-        }
+        check_layout(from, map)?;
         if !homes(map, keyspace, partition).contains(&self.me.node) {
             return Err((Reason::StaleLayout, format!("partition {partition} is not this node's")));
         }
@@ -348,11 +429,11 @@ impl Peers {
         &self,
         from: Sender,
         operation: &proto::Operation,
-        any: bool,
+        as_who: As,
         reply: Reply,
         then: impl FnOnce(Place, Reply),
     ) {
-        match self.place(from, operation, any) {
+        match self.place(from, operation, as_who) {
             Ok(place) => then(place, reply),
             Err((reason, message)) => {
                 self.coordinator.driver.metrics.peer_refusals.inc();
@@ -417,13 +498,28 @@ impl PeerHandler for Peers {
         }
         match kind {
             Some(operation::Kind::Store(store)) => {
-                self.on_key(from, &operation, false, reply, |place, reply| {
+                let as_who = match store.stand_in_for.parse() {
+                    Ok(home) => As::Fallback(Some(home)),
+                    Err(_) => As::Home,
+                };
+                self.on_key(from, &operation, as_who, reply, |place, reply| {
                     self.store(from, place, store, reply)
                 });
             }
             Some(operation::Kind::Fetch(fetch)) => {
-                let any = fetch.inspect;
-                self.on_key(from, &operation, any, reply, |place, reply| self.fetch(&place, &fetch, reply));
+                let as_who = match (fetch.inspect, fetch.stand_in) {
+                    (true, _) => As::Any,
+                    (_, true) => As::Fallback(None),
+                    _ => As::Home,
+                };
+                self.on_key(from, &operation, as_who, reply, |place, reply| {
+                    self.fetch(&place, &fetch, reply)
+                });
+            }
+            Some(operation::Kind::FindRequest(find)) => {
+                self.on_key(from, &operation, As::Fallback(None), reply, |place, reply| {
+                    self.find_request(&place, &find, reply);
+                });
             }
             Some(operation::Kind::Page(page)) => {
                 match self.check_page(from, operation.keyspace_id, page.partition) {

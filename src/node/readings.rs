@@ -8,12 +8,14 @@ use bytes::Bytes;
 
 use super::committer::Committer;
 use super::drive::{Place, Reading, digest_bytes};
+use super::hints::Hints;
 use crate::quorum::page::{Page, Single};
 use crate::replica::fetch;
 use crate::replica::scan::{self, PageBytes, PageRequest};
 use crate::rpc::proto::{self, answer, fetched, operation};
 use crate::storage::schema;
 use crate::types::error::Cause;
+use crate::types::ids::NodeId;
 use crate::version::codec::{self, BadBytes};
 use crate::version::record::Record;
 
@@ -21,24 +23,39 @@ use crate::version::record::Record;
 pub struct KeyReading {
     /// The key.
     pub place: Place,
+    /// Its home replicas; others answer as fallbacks.
+    pub homes: Vec<NodeId>,
+    /// What this node keeps, if it is none of them.
+    pub own_hints: Option<Arc<Hints>>,
 }
 
 impl Reading for KeyReading {
     type Answer = Single;
 
     fn read_own(&self, committer: &Committer) -> Result<Single, Cause> {
+        if let Some(hints) = &self.own_hints {
+            let kept = hints.kept_for_key(&self.place.storage_key);
+            return kept.map(|kept| kept.map(Arc::new)).map_err(|error| Cause::Storage(error.to_string()));
+        }
         let copy = fetch::fetch(committer.storage(), &self.place.storage_key);
         let copy = copy.map_err(|error| Cause::Storage(error.to_string()))?;
         Ok(copy.map(|copy| copy.record))
     }
 
     fn unsettled(&self, committer: &Committer) -> Option<u64> {
-        committer.unsettled(&self.place.storage_key)
+        match self.own_hints {
+            Some(_) => committer.unsettled_any(),
+            None => committer.unsettled(&self.place.storage_key),
+        }
     }
 
-    fn operation(&self, own: Option<&Single>) -> proto::Operation {
+    fn operation(&self, node: NodeId, own: Option<&Single>) -> proto::Operation {
         let have = own.and_then(|own| own.as_ref()).map(|record| digest_bytes(record.digest()));
-        let fetch = proto::Fetch { have: have.unwrap_or_default(), inspect: false };
+        let fetch = proto::Fetch {
+            have: have.unwrap_or_default(),
+            inspect: false,
+            stand_in: !self.homes.contains(&node),
+        };
         self.place.operation(operation::Kind::Fetch(fetch))
     }
 
@@ -86,7 +103,7 @@ impl Reading for PageReading {
         committer.unsettled_any()
     }
 
-    fn operation(&self, _own: Option<&Page>) -> proto::Operation {
+    fn operation(&self, _node: NodeId, _own: Option<&Page>) -> proto::Operation {
         proto::Operation {
             id: 0,
             keyspace_id: self.request.keyspace.0,

@@ -184,7 +184,7 @@ impl Coordinator {
             // One more than wanted, so that the last page knows that it is the last.
             items: (most - progress.entries.len()).max(SCAN_FETCH_MIN) + 1,
         };
-        let plan = self.read_plan(&at, r, deadline);
+        let plan = self.read_plan(&at, r, &[], deadline);
         Ok(self.driver.read(plan, PageReading { request: page }).await?.answer)
     }
 

@@ -31,6 +31,7 @@ use super::http::{HttpState, serve_http};
 use super::links::{Contact, Links, Me};
 use super::maps::Maps;
 use super::peers::Peers;
+use super::retries::{Turns, forget_requests};
 use super::service::NodeService;
 use super::startup::StartError;
 use super::sweeper;
@@ -232,6 +233,7 @@ impl Node {
             bytes_limit: config.limits.bytes_in_flight,
             under_way: AtomicUsize::new(0),
             bytes_under_way: AtomicUsize::new(0),
+            turns: Turns::default(),
         });
         let maps = Maps::new(me.node, env.clone(), committer.clone(), maps_sender);
         let gossip = start_gossip(&env, config, me, &maps.current()).await?;
@@ -264,6 +266,11 @@ impl Node {
         }
         node.tasks.push(tokio::spawn(maps.clone().follow(links, gossip)));
         node.tasks.push(tokio::spawn(sweeper::run(node.service.coordinator.clone(), maps.watch())));
+        let remembered = metrics.requests_remembered.clone();
+        let forget = forget_requests(committer.clone(), clock.clone(), move |count| {
+            remembered.set(count);
+        });
+        node.tasks.push(tokio::spawn(forget));
         node.tasks.push(tokio::spawn(report(node.service.clone(), clock, metrics)));
         if config.node.durability == Durability::Interval {
             node.tasks.push(tokio::spawn(committer::sync_at_intervals(committer)));

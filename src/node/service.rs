@@ -177,13 +177,15 @@ impl NodeService {
     }
 
     /// What a node holds of a key, for people.
-    async fn version_on(&self, node: NodeId, place: &super::drive::Place) -> String {
+    async fn version_on(&self, node: NodeId, stand_in: bool, place: &super::drive::Place) -> String {
         let driver = &self.coordinator.driver;
-        let record: Result<Single, ()> = if node == driver.me {
+        let record: Result<Single, ()> = if node == driver.me && stand_in {
+            driver.hints.kept_for_key(&place.storage_key).map(|kept| kept.map(Arc::new)).map_err(|_| ())
+        } else if node == driver.me {
             let copy = fetch::fetch(driver.committer.storage(), &place.storage_key);
             copy.map(|copy| copy.map(|copy| copy.record)).map_err(|_| ())
         } else {
-            let fetch = proto::Fetch { have: bytes::Bytes::new(), inspect: true };
+            let fetch = proto::Fetch { have: bytes::Bytes::new(), inspect: true, stand_in };
             let (send, receive) = oneshot::channel();
             let operation = place.operation(operation::Kind::Fetch(fetch));
             let waiter = Box::new(move |answer| drop(send.send(answer)));
@@ -274,10 +276,6 @@ impl ClusterHandler for NodeService {
         request: NewKeyspaceRequest,
     ) -> BoxFuture<'_, Result<(Keyspace, u64), CreateKeyspaceError>> {
         Box::pin(async move {
-            if request.sloppy {
-                let failure = Failure::early(Cause::Unbuilt("sloppy: a sloppy quorum".into()));
-                return Err(CreateKeyspaceError::Failed(failure));
-            }
             let _admitted = self.coordinator.admit(0).map_err(CreateKeyspaceError::Failed)?;
             let NewKeyspaceRequest { name, conflicts, n, r, w, sloppy, ttl_ms } = request;
             let wanted = NewKeyspace { name, conflicts, n, r, w, sloppy, ttl_ms };
@@ -335,7 +333,7 @@ impl ClusterHandler for NodeService {
                     zone: member.zone.clone(),
                     role: role.into(),
                     state: self.state_of(node).into(),
-                    version: self.version_on(node, &place).await,
+                    version: self.version_on(node, role == "fallback", &place).await,
                 });
             }
             Ok(ExplainView {

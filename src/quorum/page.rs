@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::read::Readable;
 use crate::canary::{self, Canary};
 use crate::version::record::Record;
+use crate::version::session::Floor;
 
 /// A replica's answer to a get: its record, or not found.
 pub type Single = Option<Arc<Record>>;
@@ -35,6 +36,11 @@ fn lacks(merged: &Arc<Record>, have: Option<&Arc<Record>>) -> bool {
 
 impl Readable for Single {
     type Repair = Arc<Record>;
+    type Floor = Floor;
+
+    fn reaches(&self, floor: &Floor) -> bool {
+        self.as_ref().is_some_and(|record| floor.is_reached_by(record))
+    }
 
     fn merge(answers: &[&Single]) -> Option<Single> {
         if canary::sings(Canary::NotFoundWins) && answers.iter().any(|answer| answer.is_none()) {
@@ -75,6 +81,12 @@ impl Page {
 
 impl Readable for Page {
     type Repair = Vec<(Vec<u8>, Arc<Record>)>;
+    /// A session knows keys, not ranges.
+    type Floor = std::convert::Infallible;
+
+    fn reaches(&self, floor: &Self::Floor) -> bool {
+        match *floor {}
+    }
 
     fn merge(answers: &[&Page]) -> Option<Page> {
         let reverse = answers.first()?.reverse;

@@ -1,4 +1,4 @@
-//! One put (or delete) at its coordinator, which is a home replica.
+//! One put (or delete) at its coordinator, which is a home replica, or a fallback when no home can be reached.
 //!
 //! Rules, each with a script in `scripts/put_*.txt`:
 //! 1. A put that can't reach `w` is refused before anything is stored: `applied = NO`.
@@ -16,10 +16,17 @@
 //! 7. When `w` can't be reached any more the answer does not wait for the deadline.
 //! 8. The machine lives until each replica has answered or the deadline is there; then `Finished`, once.
 //! 9. A replica that has not acknowledged by then gets a hint, whatever the client was told, if the own copy was
-//!    stored.
+//!    stored, unless a fallback keeps it.
+//! 10. A sloppy put has fallbacks. While fewer than `w` homes are left, one stands in for a home that can't be
+//!     reached, fails, or is silent for `stand_in_after`: it keeps a hint for that home, and its acknowledgement
+//!     counts. A fallback that fails is followed by the next. The answer says `sloppy` if fewer than `w` homes
+//!     had acknowledged.
+//! 11. A fallback that coordinates stores nothing but a hint for the first home.
 //!
 //! Invariants: one `Reply`, one `Finished`; no `Send` before `Stored` of the same round.
 //! Source: the coordinator of Dynamo (DeCandia et al. 2007), and Riak's `put_fsm`; rule 4 is Quoral's.
+
+use std::time::Duration;
 
 use super::tally::{Tally, Verdict};
 use crate::canary::{self, Canary};
@@ -32,10 +39,14 @@ use crate::version::hlc::Stamp;
 /// What a put needs to know at its start.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// The coordinator; one of `homes`.
+    /// The coordinator; one of `homes`, or else the first of `fallbacks`.
     pub me: NodeId,
     /// The home replicas, in order, each with whether it looks reachable.
     pub homes: Vec<(NodeId, bool)>,
+    /// Those that may stand in, in order, if the put is sloppy: reachable ones only.
+    pub fallbacks: Vec<NodeId>,
+    /// How long a home may be silent before one stands in for it.
+    pub stand_in_after: Duration,
     /// Acknowledgements needed.
     pub w: u8,
     /// When the answer must go out.
@@ -75,6 +86,8 @@ pub enum Event {
         /// The answer.
         answer: Answer,
     },
+    /// The timer of `ArmStandIn` rang.
+    StandInDue,
     /// The deadline passed.
     Deadline,
 }
@@ -86,6 +99,8 @@ pub struct Done {
     pub acks: u32,
     /// The round whose version was acknowledged.
     pub round: u8,
+    /// Whether fallbacks counted.
+    pub sloppy: bool,
 }
 
 /// What a put asks for.
@@ -93,6 +108,8 @@ pub struct Done {
 pub enum Effect {
     /// Wake with `Deadline` at this time.
     Arm(Mono),
+    /// Wake with `StandInDue` at this time.
+    ArmStandIn(Mono),
     /// Stamp and store the own copy, above a stamp if there is one.
     Mint {
         /// The round that this begins.
@@ -104,6 +121,15 @@ pub enum Effect {
     Send {
         /// The replica.
         to: NodeId,
+        /// The round.
+        round: u8,
+    },
+    /// Have a fallback keep the record minted in `round` for a home replica.
+    StandIn {
+        /// The fallback.
+        to: NodeId,
+        /// The home.
+        home: NodeId,
         /// The round.
         round: u8,
     },
@@ -123,6 +149,10 @@ pub struct Put {
     round: u8,
     /// Replicas whose first `Superseded` has been heeded.
     heeded: Vec<NodeId>,
+    /// Fallbacks of this round, each with the home for which it keeps a hint.
+    stand_ins: Vec<(NodeId, NodeId)>,
+    /// Whether silent homes are taken for away.
+    impatient: bool,
     stored: bool,
     ever_stored: bool,
     replied: bool,
@@ -132,14 +162,21 @@ pub struct Put {
 impl Put {
     /// A put that has not begun.
     pub fn new(plan: Plan) -> Put {
-        assert!(plan.homes.iter().any(|(node, _)| *node == plan.me), "the coordinator is a home replica");
-        let members = plan.homes.iter().map(|(node, _)| *node).collect();
+        let is_home = plan.homes.iter().any(|(node, _)| *node == plan.me);
+        assert!(
+            is_home || plan.fallbacks.first() == Some(&plan.me),
+            "the coordinator is a home, or stands in"
+        );
+        let homes = plan.homes.iter().map(|(node, _)| *node);
+        let members = homes.chain(plan.fallbacks.iter().copied()).collect();
         let tally = Tally::new(members, plan.w);
         Put {
             plan,
             tally,
             round: 0,
             heeded: Vec::new(),
+            stand_ins: Vec::new(),
+            impatient: false,
             stored: false,
             ever_stored: false,
             replied: false,
@@ -160,7 +197,7 @@ impl Put {
             applied,
             required: self.plan.w.into(),
             received: count(self.tally.acks()),
-            alive: count(self.reachable().count()),
+            alive: count(self.reachable().count() + self.plan.fallbacks.len()),
             layout_version: self.plan.layout_version,
             silent: self.plan.homes.iter().map(|h| h.0).filter(|n| !self.tally.has_acked(*n)).collect(),
         }
@@ -176,7 +213,11 @@ impl Put {
     fn finish(&mut self, effects: &mut Vec<Effect>) {
         if !self.finished {
             self.finished = true;
-            let missed = self.plan.homes.iter().map(|h| h.0).filter(|n| !self.tally.has_acked(*n));
+            let kept = |home: &NodeId| {
+                self.stand_ins.iter().any(|(node, for_home)| for_home == home && self.tally.has_acked(*node))
+            };
+            let missed =
+                self.plan.homes.iter().map(|h| h.0).filter(|n| !self.tally.has_acked(*n) && !kept(n));
             if self.ever_stored {
                 effects.extend(missed.filter(|n| *n != self.plan.me).map(Effect::Hint));
             }
@@ -184,12 +225,34 @@ impl Put {
         }
     }
 
-    fn start(&mut self, effects: &mut Vec<Effect>) {
-        for node in self.plan.homes.iter().map(|h| h.0).collect::<Vec<_>>() {
-            if !self.reachable().any(|n| n == node) {
-                self.tally.fail(node);
-            }
+    fn unreachable(&self) -> Vec<NodeId> {
+        let reachable: Vec<NodeId> = self.reachable().collect();
+        self.plan.homes.iter().map(|h| h.0).filter(|n| !reachable.contains(n)).collect()
+    }
+
+    /// Rule 10: fallbacks for homes that failed, or are silent for too long, until `w` can be reached.
+    fn stand_in(&mut self, effects: &mut Vec<Effect>) {
+        let tally = &self.tally;
+        let may_ack = |node: NodeId| tally.has_acked(node) || !tally.has_answered(node);
+        let counts = |home: NodeId| tally.has_acked(home) || (!self.impatient && !tally.has_answered(home));
+        let homes = self.plan.homes.iter().filter(|(home, _)| counts(*home)).count();
+        let standing = self.stand_ins.iter().filter(|(node, _)| may_ack(*node)).count();
+        let missing = usize::from(self.plan.w).saturating_sub(homes + standing);
+        let is_kept =
+            |home: NodeId| self.stand_ins.iter().any(|(node, kept)| *kept == home && may_ack(*node));
+        let away = self.plan.homes.iter().map(|h| h.0).filter(|home| !counts(*home) && !is_kept(*home));
+        let used = |node: &NodeId| self.stand_ins.iter().any(|(stand_in, _)| stand_in == node);
+        let free = self.plan.fallbacks.iter().copied().filter(|node| !used(node));
+        let new: Vec<(NodeId, NodeId)> =
+            free.zip(away).take(if self.replied { 0 } else { missing }).collect();
+        for (to, home) in new {
+            self.stand_ins.push((to, home));
+            effects.push(Effect::StandIn { to, home, round: self.round });
         }
+    }
+
+    fn start(&mut self, effects: &mut Vec<Effect>) {
+        self.unreachable().into_iter().for_each(|node| self.tally.fail(node));
         if self.tally.verdict() == Verdict::Impossible {
             let failure = self.failure(Cause::Unavailable, Applied::No);
             self.reply(Err(failure), effects);
@@ -202,7 +265,7 @@ impl Put {
         effects.push(Effect::Mint { round: 0, above: None });
     }
 
-    fn stored(&mut self, effects: &mut Vec<Effect>) {
+    fn stored(&mut self, now: Mono, effects: &mut Vec<Effect>) {
         self.stored = true;
         self.ever_stored = true;
         self.tally.ack(self.plan.me);
@@ -210,7 +273,14 @@ impl Put {
         for to in self.reachable().filter(|n| *n != self.plan.me).collect::<Vec<_>>() {
             effects.push(Effect::Send { to, round });
         }
+        if self.plan.fallbacks.first() == Some(&self.plan.me) {
+            self.stand_ins.extend(self.plan.homes.first().map(|(home, _)| (self.plan.me, *home)));
+        }
         self.judge(effects);
+        self.stand_in(effects);
+        if !self.plan.fallbacks.is_empty() && !self.replied {
+            effects.push(Effect::ArmStandIn(now + self.plan.stand_in_after));
+        }
     }
 
     fn store_failed(&mut self, cause: Cause, effects: &mut Vec<Effect>) {
@@ -231,15 +301,16 @@ impl Put {
                 self.round += 1;
                 self.stored = false;
                 self.tally.reset();
-                let reachable: Vec<NodeId> = self.reachable().collect();
-                for node in self.plan.homes.iter().map(|h| h.0).filter(|n| !reachable.contains(n)) {
-                    self.tally.fail(node);
-                }
+                self.stand_ins.clear();
+                self.unreachable().into_iter().for_each(|node| self.tally.fail(node));
                 effects.push(Effect::Mint { round: self.round, above: Some(above) });
                 return;
             }
             Answer::Acked | Answer::Superseded(_) => self.tally.ack(from),
-            Answer::Refused | Answer::Lost => self.tally.fail(from),
+            Answer::Refused | Answer::Lost => {
+                self.tally.fail(from);
+                self.stand_in(effects);
+            }
         }
         self.judge(effects);
     }
@@ -249,7 +320,8 @@ impl Put {
             Verdict::Pending => {}
             Verdict::Met => {
                 let acks = u32::try_from(self.tally.acks()).unwrap_or(u32::MAX);
-                let done = Done { acks, round: self.round };
+                let homes = self.plan.homes.iter().filter(|(node, _)| self.tally.has_acked(*node)).count();
+                let done = Done { acks, round: self.round, sloppy: homes < usize::from(self.plan.w) };
                 self.reply(Ok(done), effects);
             }
             Verdict::Impossible => {
@@ -257,7 +329,9 @@ impl Put {
                 self.reply(Err(failure), effects);
             }
         }
-        if self.replied && self.plan.homes.iter().all(|(node, _)| self.tally.has_answered(*node)) {
+        let homes = self.plan.homes.iter().map(|(node, _)| node);
+        let mut asked = homes.chain(self.stand_ins.iter().map(|(node, _)| node));
+        if self.replied && asked.all(|node| self.tally.has_answered(*node)) {
             self.finish(effects);
         }
     }
@@ -267,15 +341,21 @@ impl Machine for Put {
     type Event = Event;
     type Effect = Effect;
 
-    fn step(&mut self, _now: Mono, event: Event, effects: &mut Vec<Effect>) {
+    fn step(&mut self, now: Mono, event: Event, effects: &mut Vec<Effect>) {
         if self.finished {
             return;
         }
         match event {
             Event::Start => self.start(effects),
-            Event::Stored => self.stored(effects),
+            Event::Stored => self.stored(now, effects),
             Event::StoreFailed(cause) => self.store_failed(cause, effects),
             Event::Answered { from, round, answer } => self.answered(from, round, answer, effects),
+            Event::StandInDue => {
+                self.impatient = true;
+                if self.stored {
+                    self.stand_in(effects);
+                }
+            }
             Event::Deadline => {
                 // The mint may still be waiting for the commit thread, so even without `Stored`: maybe.
                 let failure = self.failure(Cause::TooFewAcks, Applied::Maybe);
@@ -288,7 +368,7 @@ impl Machine for Put {
     fn check_invariants(&self) {
         self.tally.check_invariants();
         assert!(
-            usize::from(self.round) < self.plan.homes.len(),
+            self.heeded.len() == usize::from(self.round) && self.heeded.len() <= self.plan.homes.len(),
             "one new stamp for each other replica at most"
         );
         assert!(!self.stored || self.ever_stored);

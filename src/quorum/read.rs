@@ -11,6 +11,12 @@
 //! 6. A write-back that fails is replaced by asking another replica, if there is one.
 //! 7. An answer that comes after the reply and is stale, or newer, is repaired in the background.
 //! 8. The machine lives until each replica asked has answered or the deadline is there; then `Finished`.
+//! 9. A read of a keyspace that takes sloppy writes has fallbacks behind the homes among its candidates: they answer
+//!    with the hints that they keep. What they lack is not stored there, and once one has answered the reply waits for
+//!    no write-back: until the hints are home there is no quorum to speak of.
+//! 10. With the floor of a client's session, an answer that is behind it is no answer: the next replica is asked, and if
+//!     none is left the read fails.
+//! 11. A plan may ask for more holders: so a write that is sent again is brought to its `w`.
 //!
 //! Invariants: one `Reply`, one `Finished`; a version that is replied is held by so many replicas at
 //! that moment.
@@ -31,19 +37,29 @@ pub trait Readable: Clone + PartialEq + std::fmt::Debug {
     /// The merge of all answers; `None` if they can't be merged (one is damaged).
     fn merge(answers: &[&Self]) -> Option<Self>;
 
+    /// What a client's session has seen of it.
+    type Floor: Clone + std::fmt::Debug + Send;
+
+    /// Whether it holds what a session has seen, or what replaced that.
+    fn reaches(&self, floor: &Self::Floor) -> bool;
+
     /// What a replica that gave `answer` lacks of the merged answer `self`; `None` if nothing.
     fn missing(&self, answer: &Self) -> Option<Self::Repair>;
 }
 
 /// What a read needs to know at its start.
 #[derive(Debug, Clone)]
-pub struct Plan {
-    /// Reachable home replicas, the ones to ask first in front.
+pub struct Plan<F> {
+    /// Reachable home replicas, the ones to ask first in front; then fallbacks, if the read is sloppy.
     pub candidates: Vec<NodeId>,
     /// All home replicas, reachable or not.
     pub homes: Vec<NodeId>,
     /// Answers needed.
     pub r: u8,
+    /// Replicas that must hold what is replied, if more than the rule asks; at most `r`.
+    pub holders: u8,
+    /// What the client's session has seen: less than that is no answer.
+    pub floor: Option<F>,
     /// When the answer must go out.
     pub deadline: Mono,
     /// How long an asked replica may be silent before another is asked too.
@@ -78,6 +94,10 @@ pub struct Done<A> {
     pub answer: A,
     /// How many replicas answered.
     pub replies: u32,
+    /// How many are known to hold it.
+    pub holders: u32,
+    /// Whether fallbacks answered.
+    pub sloppy: bool,
     /// Whether the answers differed.
     pub repaired: bool,
 }
@@ -103,7 +123,7 @@ pub enum Effect<A: Readable> {
 /// The machine.
 #[derive(Debug, Clone)]
 pub struct Read<A: Readable> {
-    plan: Plan,
+    plan: Plan<A::Floor>,
     asked: Vec<NodeId>,
     answers: BTreeMap<NodeId, A>,
     failed: BTreeSet<NodeId>,
@@ -120,7 +140,7 @@ pub struct Read<A: Readable> {
 
 impl<A: Readable> Read<A> {
     /// A read that has not begun.
-    pub fn new(plan: Plan) -> Read<A> {
+    pub fn new(plan: Plan<A::Floor>) -> Read<A> {
         assert!(usize::from(plan.r) <= plan.homes.len(), "a quorum larger than its set");
         Read {
             plan,
@@ -179,11 +199,22 @@ impl<A: Readable> Read<A> {
         self.asked.iter().filter(|n| !self.answers.contains_key(n) && !self.failed.contains(n)).count()
     }
 
+    fn is_home(&self, node: NodeId) -> bool {
+        self.plan.homes.contains(&node)
+    }
+
+    fn is_sloppy(&self) -> bool {
+        self.answers.keys().any(|node| !self.is_home(*node))
+    }
+
     /// How many replicas must hold the merged answer before it may be replied: enough to meet every later
     /// read of `r` replicas, and of a bare majority too, since each request chooses its own `r`.
     fn holders_needed(&self) -> usize {
+        if self.is_sloppy() {
+            return 0;
+        }
         let (n, r) = (self.plan.homes.len(), usize::from(self.plan.r));
-        (n - r + 1).max(n - n / 2).min(r)
+        (n - r + 1).max(n - n / 2).max(self.plan.holders.into()).min(r)
     }
 
     /// Merges what has come, and sends what each stale replica lacks.
@@ -204,6 +235,7 @@ impl<A: Readable> Read<A> {
             }
             match merged.missing(answer) {
                 None => drop(self.holders.insert(*node)),
+                Some(_) if !self.plan.homes.contains(node) => {}
                 Some(repair) if canary::sings(Canary::WriteBackOff) => {
                     self.holders.insert(*node);
                     effects.push(Effect::Repair(*node, self.generation, repair));
@@ -249,10 +281,21 @@ impl<A: Readable> Read<A> {
         if self.replied {
             return;
         }
+        let is_behind = |merged: &A| self.plan.floor.as_ref().is_some_and(|floor| !merged.reaches(floor));
+        if self.merged.as_ref().is_some_and(is_behind) {
+            if self.outstanding() == 0 && !self.ask_next(effects) {
+                self.fail(Cause::BehindSession, effects);
+            }
+            return;
+        }
         if self.holders.len() >= self.holders_needed() {
-            let replies = u32::try_from(self.answers.len()).unwrap_or(u32::MAX);
+            let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+            let (replies, holders) = (count(self.answers.len()), count(self.holders.len()));
             let answer = self.merged.clone().expect("merge() has just set it");
-            self.reply(Ok(Done { answer, replies, repaired: self.differed }), effects);
+            self.reply(
+                Ok(Done { answer, replies, holders, sloppy: self.is_sloppy(), repaired: self.differed }),
+                effects,
+            );
             return;
         }
         while self.holders.len() + self.repairing.len() + self.outstanding() < self.holders_needed() {

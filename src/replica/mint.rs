@@ -11,12 +11,13 @@
 
 use bytes::Bytes;
 
+use super::requests::{Entry, Outcome, Print};
 use super::stored::{self, Line, LoadError};
 use crate::canary::{self, Canary};
 use crate::storage::schema;
 use crate::storage::{Batch, Storage};
-use crate::types::ids::{Birth, Incarnation, NodeId};
-use crate::types::limits::{BIRTH_LEASE, RECORD_BYTES_MAX, SIBLINGS_MAX};
+use crate::types::ids::{Birth, Incarnation, NodeId, RequestId};
+use crate::types::limits::{BIRTH_LEASE, PAST_REQUESTS, RECORD_BYTES_MAX, REQUEST_MEMORY, SIBLINGS_MAX};
 use crate::types::policy::Conflicts;
 use crate::types::time::WallMs;
 use crate::version::codec;
@@ -132,6 +133,10 @@ pub struct Mint {
     pub above: Stamp,
     /// How long the version lives, in milliseconds.
     pub ttl_ms: Option<u64>,
+    /// The own copy is elsewhere: this node is a fallback, and the batch has no record.
+    pub stands_in: bool,
+    /// The client's name for the write, and what it asks for.
+    pub request: Option<(RequestId, Print)>,
 }
 
 /// A minted version.
@@ -147,6 +152,8 @@ pub struct Minted {
     pub dot: Option<Dot>,
     /// How many versions the record has now.
     pub versions: usize,
+    /// What is remembered of it under its request id, in the same batch.
+    pub entry: Option<Entry>,
 }
 
 /// Why a write can't be minted; nothing was written.
@@ -179,7 +186,7 @@ pub fn mint(
     write: &Mint,
 ) -> Result<Minted, MintError> {
     // A damaged copy is not written over: it would count in quorums without the versions that it held.
-    let old = stored::load(storage, &write.storage_key)?;
+    let old = if write.stands_in { None } else { stored::load(storage, &write.storage_key)? };
     let minted = match write.conflicts {
         Conflicts::Lww => mint_lww(minter, now, write, old),
         Conflicts::Siblings => mint_sibling(minter, now, write, old),
@@ -199,12 +206,19 @@ fn finish(
     write: &Mint,
     line: Option<Line>,
     record: &Record,
-    stamp: Stamp,
+    (now, stamp): (WallMs, Stamp),
     dot: Option<Dot>,
 ) -> Minted {
+    let entry =
+        write.request.map(|(id, print)| Entry { id, outcome: Outcome { print: Some(print), stamp, dot } });
+    if let Some(entry) = &entry {
+        entry.remember(now, &mut batch);
+    }
     let bytes = codec::encode_record(record);
-    batch.put(write.storage_key.clone(), stored::encode(&write.storage_key, line, &bytes));
-    Minted { batch, record: bytes.into(), stamp, dot, versions: record.versions() }
+    if !write.stands_in {
+        batch.put(write.storage_key.clone(), stored::encode(&write.storage_key, line, &bytes));
+    }
+    Minted { batch, record: bytes.into(), stamp, dot, versions: record.versions(), entry }
 }
 
 fn mint_lww(
@@ -222,7 +236,7 @@ fn mint_lww(
         payload: write.payload.clone(),
         expires_at: expires_at(now, write.ttl_ms),
     });
-    Ok(finish(batch, write, None, &record, stamp, None))
+    Ok(finish(batch, write, None, &record, (now, stamp), None))
 }
 
 fn mint_sibling(
@@ -239,7 +253,9 @@ fn mint_sibling(
         Some(old) => (old.line, old.record),
         None => (None, Record::Siblings(Vec::new())),
     };
-    let past = write.seen.clone();
+    let mut past = write.seen.clone();
+    let memory = u64::try_from(REQUEST_MEMORY.as_millis()).unwrap_or(u64::MAX);
+    past.keep_late_requests(WallMs(now.0.saturating_sub(memory)), PAST_REQUESTS);
     let line = next_line(minter, line, &record.context(), &past, &mut batch);
     let actor = Actor { node: minter.node, incarnation: line.incarnation, birth: line.birth };
     let dot = Dot { actor, counter: line.counter };
@@ -248,6 +264,7 @@ fn mint_sibling(
     let sibling = Sibling {
         dot,
         past,
+        request: write.request.map(|(id, _)| id),
         stamp,
         payload: write.payload.clone(),
         expires_at: expires_at(now, write.ttl_ms),
@@ -263,7 +280,7 @@ fn mint_sibling(
     if record.payload_bytes() > RECORD_BYTES_MAX {
         return Err(MintError::TooLarge(record.payload_bytes()));
     }
-    Ok(finish(batch, write, Some(line), &record, stamp, Some(dot)))
+    Ok(finish(batch, write, Some(line), &record, (now, stamp), Some(dot)))
 }
 
 /// The line to mint on: the marked one, one further, if nothing knows more of it than the mark does; else a
@@ -313,6 +330,8 @@ mod tests {
             seen,
             above: Stamp(0),
             ttl_ms: None,
+            stands_in: false,
+            request: None,
         }
     }
 
@@ -423,6 +442,7 @@ mod tests {
         let sibling = Sibling {
             dot: Dot { actor: other, counter: 1 },
             past: covering(&[dot(11, 1), dot(12, 3)]),
+            request: None,
             stamp: Stamp(5),
             payload: Payload::Value(Bytes::from_static(b"forged")),
             expires_at: None,

@@ -15,7 +15,7 @@ use super::requests::{
 use crate::ring::keyspaces::{KeyspaceChange, KeyspaceUpdate};
 use crate::ring::layout::{ClusterMap, Member};
 use crate::types::error::{Applied, Cause, Failure, Invalid};
-use crate::types::ids::{LayoutVersion, NodeId};
+use crate::types::ids::{LayoutVersion, NodeId, RequestId};
 use crate::types::key::{Key, check_partition_key};
 use crate::types::limits;
 use crate::types::policy::{Conflicts, Keyspace, Level, check_name};
@@ -50,20 +50,20 @@ fn context(bytes: Bytes) -> Result<Bytes, Invalid> {
     Ok(bytes)
 }
 
-/// What is in the contract and not built yet is refused, not ignored.
-fn unbuilt(sloppy: Option<bool>, request_id: &[u8]) -> Result<(), Failure> {
-    if !request_id.is_empty() && request_id.len() != 16 {
-        return Err(
-            Invalid::new("request_id", format!("has {} bytes, must have 16", request_id.len())).into()
-        );
+/// 16 bytes, or none.
+pub fn request_id(bytes: &[u8]) -> Result<Option<RequestId>, Invalid> {
+    if bytes.is_empty() {
+        return Ok(None);
     }
-    if sloppy == Some(true) {
-        return Err(Failure::early(Cause::Unbuilt("sloppy: a sloppy quorum".into())));
-    }
-    if !request_id.is_empty() {
-        return Err(Failure::early(Cause::Unbuilt("request_id: recognising a repeated request".into())));
-    }
-    Ok(())
+    let bytes = bytes
+        .try_into()
+        .map_err(|_| Invalid::new("request_id", format!("has {} bytes, must have 16", bytes.len())))?;
+    Ok(Some(RequestId(u128::from_be_bytes(bytes))))
+}
+
+/// A request id on the wire.
+pub fn request_id_bytes(id: Option<RequestId>) -> Bytes {
+    id.map(|id| Bytes::copy_from_slice(&id.0.to_be_bytes())).unwrap_or_default()
 }
 
 /// The shorter of the message's timeout and gRPC's own; the default if there is neither.
@@ -97,7 +97,6 @@ pub fn put_request(
     metadata: &MetadataMap,
     value_limit: usize,
 ) -> Result<WriteRequest, Failure> {
-    unbuilt(message.sloppy, &message.request_id)?;
     Invalid::check_max("value", message.value.len(), value_limit, "bytes")?;
     let w = match message.acks {
         Some(proto::put_request::Acks::W(count)) => Some(Level::Count(count)),
@@ -111,6 +110,9 @@ pub fn put_request(
         context: context(message.context)?,
         w,
         ttl_ms: (message.ttl_ms > 0).then_some(message.ttl_ms),
+        request_id: request_id(&message.request_id)?,
+        sloppy: message.sloppy,
+        session: message.session,
         timeout: timeout(message.timeout_ms, metadata),
     })
 }
@@ -120,7 +122,6 @@ pub fn delete_request(
     message: proto::DeleteRequest,
     metadata: &MetadataMap,
 ) -> Result<WriteRequest, Failure> {
-    unbuilt(message.sloppy, &message.request_id)?;
     let w = match message.acks {
         Some(proto::delete_request::Acks::W(count)) => Some(Level::Count(count)),
         Some(proto::delete_request::Acks::WLevel(name)) => Some(level("w", name)?),
@@ -133,6 +134,9 @@ pub fn delete_request(
         context: context(message.context)?,
         w,
         ttl_ms: None,
+        request_id: request_id(&message.request_id)?,
+        sloppy: message.sloppy,
+        session: message.session,
         timeout: timeout(message.timeout_ms, metadata),
     })
 }
@@ -148,6 +152,8 @@ pub fn get_request(message: proto::GetRequest, metadata: &MetadataMap) -> Result
         keyspace: keyspace(message.keyspace)?,
         key: Key::new(message.key, message.sort)?,
         r,
+        sloppy: message.sloppy,
+        session: message.session,
         timeout: timeout(message.timeout_ms, metadata),
     })
 }
@@ -267,14 +273,14 @@ pub fn keyspace_info(keyspace: &Keyspace) -> proto::KeyspaceInfo {
 
 /// An acknowledged put for the wire.
 pub fn put_response(done: WriteDone) -> proto::PutResponse {
-    let WriteDone { context, w, acks, stamp } = done;
-    proto::PutResponse { context, w, acks, sloppy: false, stamp }
+    let WriteDone { context, w, acks, sloppy, stamp, session } = done;
+    proto::PutResponse { context, w, acks, sloppy, stamp, session }
 }
 
 /// An acknowledged delete for the wire.
 pub fn delete_response(done: WriteDone) -> proto::DeleteResponse {
-    let WriteDone { context, w, acks, stamp } = done;
-    proto::DeleteResponse { context, w, acks, sloppy: false, stamp }
+    let WriteDone { context, w, acks, sloppy, stamp, session } = done;
+    proto::DeleteResponse { context, w, acks, sloppy, stamp, session }
 }
 
 fn sibling(live: Live) -> proto::Sibling {
@@ -290,7 +296,8 @@ pub fn get_response(done: GetDone) -> proto::GetResponse {
         context: done.context,
         r: done.r,
         replies: done.replies,
-        sloppy: false,
+        sloppy: done.sloppy,
+        session: done.session,
     }
 }
 
@@ -312,9 +319,11 @@ pub fn code(failure: &Failure) -> Code {
         Cause::Invalid(_) => Code::InvalidArgument,
         Cause::UnknownKeyspace(_) => Code::NotFound,
         Cause::TooFewAcks if failure.applied == Applied::Maybe => Code::DeadlineExceeded,
-        Cause::Unavailable | Cause::TooFewAcks | Cause::NotServing(_) | Cause::ClockSkew(_) => {
-            Code::Unavailable
-        }
+        Cause::Unavailable
+        | Cause::BehindSession
+        | Cause::TooFewAcks
+        | Cause::NotServing(_)
+        | Cause::ClockSkew(_) => Code::Unavailable,
         Cause::Overloaded(_) => Code::ResourceExhausted,
         Cause::TooManySiblings(_) => Code::FailedPrecondition,
         Cause::Storage(_) | Cause::InDoubt(_) => Code::Internal,
@@ -473,10 +482,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_built_is_refused() {
-        let put = proto::PutRequest { key: "k".into(), sloppy: Some(true), ..Default::default() };
-        let failure = put_request(put, &MetadataMap::new(), 10).expect_err("sloppy");
-        assert_eq!(code(&failure), Code::Unimplemented);
+    fn a_request_id_has_16_bytes() {
         let put = proto::PutRequest { key: "k".into(), request_id: vec![1; 3].into(), ..Default::default() };
         let failure = put_request(put, &MetadataMap::new(), 10).expect_err("a short id");
         assert_eq!(code(&failure), Code::InvalidArgument);

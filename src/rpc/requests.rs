@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::transport::BoxFuture;
 use crate::ring::keyspaces::KeyspaceChange;
 use crate::types::error::{Failure, Invalid};
-use crate::types::ids::{MapVersion, NodeId};
+use crate::types::ids::{MapVersion, NodeId, RequestId};
 use crate::types::key::Key;
 use crate::types::policy::{Conflicts, Keyspace, Level};
 use crate::types::time::WallMs;
@@ -31,6 +31,12 @@ pub struct WriteRequest {
     pub w: Option<Level>,
     /// How long the value lives, in milliseconds.
     pub ttl_ms: Option<u64>,
+    /// The client's name for the write, under which it is applied once.
+    pub request_id: Option<RequestId>,
+    /// Whether fallbacks may stand in; the keyspace says if this does not.
+    pub sloppy: Option<bool>,
+    /// The client's session token, as it sent it; empty begins one.
+    pub session: Option<Bytes>,
     /// Until the answer must be there.
     pub timeout: Duration,
 }
@@ -44,6 +50,10 @@ pub struct WriteDone {
     pub w: u32,
     /// Acknowledgements received.
     pub acks: u32,
+    /// Whether fallbacks counted.
+    pub sloppy: bool,
+    /// The session token after it; empty without a session.
+    pub session: Bytes,
     /// The version's stamp.
     pub stamp: u64,
 }
@@ -57,6 +67,10 @@ pub struct GetRequest {
     pub key: Key,
     /// Answers asked for.
     pub r: Option<Level>,
+    /// Whether fallbacks may answer; the keyspace says if this does not.
+    pub sloppy: Option<bool>,
+    /// The client's session token, as it sent it; empty begins one.
+    pub session: Option<Bytes>,
     /// Until the answer must be there.
     pub timeout: Duration,
 }
@@ -72,6 +86,10 @@ pub struct GetDone {
     pub r: u32,
     /// Answers received.
     pub replies: u32,
+    /// Whether fallbacks answered.
+    pub sloppy: bool,
+    /// The session token after it; empty without a session.
+    pub session: Bytes,
 }
 
 /// A scan.

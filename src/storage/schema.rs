@@ -4,6 +4,8 @@
 //! | --- | --- | --- |
 //! | `d` | partition (2), keyspace (4), escaped partition key, sort key | checksummed record |
 //! | `h` | target node (8), sequence number (8) | checksummed hint |
+//! | `f` | hash of a record's storage key (16), target node (8), sequence number (8) | nothing: a fallback's hint for it |
+//! | `r` | minute (8), request id (16) | checksummed outcome of a write with a request id |
 //! | `m` | name of a piece of the node's own state | checksummed `postcard` |
 //!
 //! A partition is one range to scan, hand over and drop; within a partition key, sort keys stay in byte
@@ -25,13 +27,17 @@
 
 use std::fmt;
 
-use crate::types::ids::{KeyspaceId, NodeId, PartitionId};
+use crate::types::ids::{KeyspaceId, NodeId, PartitionId, RequestId};
 use crate::types::key::Key;
 
 /// First byte of the key of a record.
 pub const RECORD_TAG: u8 = b'd';
 /// First byte of the key of a hint.
 pub const HINT_TAG: u8 = b'h';
+/// First byte of the key that leads from a record's key to the hints that a fallback keeps.
+pub const STAND_IN_TAG: u8 = b'f';
+/// First byte of the key of the outcome of a write with a request id.
+pub const REQUEST_TAG: u8 = b'r';
 /// First byte of the key of the node's own state.
 pub const META_TAG: u8 = b'm';
 
@@ -137,6 +143,42 @@ pub fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
     let mut end = prefix[..=last].to_vec();
     end[last] += 1;
     Some(end)
+}
+
+/// What leads from a record's storage key to a hint that is kept for it as a fallback.
+pub fn stand_in_key(storage_key: &[u8], target: NodeId, seq: u64) -> Vec<u8> {
+    let mut out = stand_in_prefix(storage_key);
+    out.extend_from_slice(&target.0.to_be_bytes());
+    out.extend_from_slice(&seq.to_be_bytes());
+    out
+}
+
+/// The prefix of all that lead from this storage key.
+pub fn stand_in_prefix(storage_key: &[u8]) -> Vec<u8> {
+    let mut out = vec![STAND_IN_TAG];
+    out.extend_from_slice(&blake3::hash(storage_key).as_bytes()[..16]);
+    out
+}
+
+/// The target and number of the hint that such a key leads to; `None` if it is not one.
+pub fn split_stand_in_key(key: &[u8]) -> Option<(NodeId, u64)> {
+    let rest = key.strip_prefix(&[STAND_IN_TAG])?.get(16..)?;
+    let (target, seq) = rest.split_first_chunk::<8>()?;
+    Some((NodeId(u64::from_be_bytes(*target)), u64::from_be_bytes(seq.try_into().ok()?)))
+}
+
+/// Storage key of the outcome of a write with a request id, by the minute in which it was stored.
+pub fn request_key(minute: u64, request: RequestId) -> Vec<u8> {
+    let mut out = request_prefix(minute);
+    out.extend_from_slice(&request.0.to_be_bytes());
+    out
+}
+
+/// The prefix of the storage keys of all outcomes of a minute, and the least of those of later ones.
+pub fn request_prefix(minute: u64) -> Vec<u8> {
+    let mut out = vec![REQUEST_TAG];
+    out.extend_from_slice(&minute.to_be_bytes());
+    out
 }
 
 /// Storage key of a hint for `target`.

@@ -94,6 +94,10 @@ pub struct Metrics {
     pub swept_records: Counter,
     /// 1 while there may be more of them.
     pub sweeping: Gauge<i64>,
+    /// Request ids remembered.
+    pub requests_remembered: Gauge<u64, AtomicU64>,
+    /// Requests that had been carried out before, under their request id.
+    pub requests_repeated: Counter,
     /// Peers with a live link.
     pub links: Gauge<i64>,
     /// The version of the cluster map.
@@ -159,6 +163,12 @@ impl Default for Metrics {
                 "sweeping",
                 "Whether records of dropped keyspaces may be left",
                 Gauge::default()
+            ),
+            requests_remembered: register!("requests_remembered", "Request ids remembered", Gauge::default()),
+            requests_repeated: register!(
+                "requests_repeated",
+                "Requests carried out before",
+                Counter::default()
             ),
             links: register!("peer_links", "Peers with a live link", Gauge::default()),
             map_version: register!("cluster_map_version", "Version of the cluster map", Gauge::default()),

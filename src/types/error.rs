@@ -50,6 +50,8 @@ pub enum Cause {
     UnknownKeyspace(String),
     /// Too few replicas are reachable; nothing was sent.
     Unavailable,
+    /// The replicas that answer are behind what the client's session has seen.
+    BehindSession,
     /// The deadline passed, or replicas were lost, before enough had answered.
     TooFewAcks,
     /// A queue is full; try again after the delay.
@@ -136,6 +138,11 @@ impl fmt::Display for Failure {
                 f,
                 "too few replicas reachable: {} needed, {} alive; nothing was applied",
                 self.required, self.alive
+            ),
+            Cause::BehindSession => write!(
+                f,
+                "session: the {} replicas that answered are behind what this session has seen",
+                self.received
             ),
             Cause::TooFewAcks => write!(
                 f,

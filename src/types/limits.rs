@@ -13,6 +13,12 @@ pub const VALUE_BYTES_MAX: usize = 16 << 20;
 /// Longest context that a client may send, in bytes. A context of a record with 100 siblings by 100
 /// actors is under 4 KiB.
 pub const CONTEXT_BYTES: usize = 64 << 10;
+/// Largest session token, in bytes, and the keys that it names at the most.
+pub const SESSION_BYTES: usize = 4 << 10;
+/// Keys that a session token names at the most.
+pub const SESSION_KEYS: usize = 64;
+/// How long a session token names a key: replicas that were away have been repaired by then, or are away.
+pub const SESSION_KEEPS: Duration = Duration::from_secs(3_600);
 /// Siblings of one key past which a warning is counted.
 pub const SIBLINGS_WARN: usize = 25;
 /// Siblings of one key past which a client's write that would add one more is refused. Replication and
@@ -64,6 +70,14 @@ pub const CLOCK_SKEW_DEFAULT: Duration = Duration::from_millis(500);
 /// How far ahead of the issued stamps the persisted clock bound runs. Below half the skew allowed, so that
 /// a node which starts again above its bound is not refused by its peers.
 pub const CLOCK_LEASE: Duration = Duration::from_millis(200);
+/// How long a home replica may be silent before a fallback stands in for it in a sloppy write.
+pub const STAND_IN_AFTER: Duration = Duration::from_millis(150);
+/// How long a write is known by its request id, so that a retry is applied once.
+pub const REQUEST_MEMORY: Duration = Duration::from_secs(600);
+/// Request ids that a node remembers; past it a write that has one is refused: 100 bytes each on disk.
+pub const REQUESTS_REMEMBERED: u64 = 1_000_000;
+/// Request ids in a version's past, the latest: those of what it replaced, to know a late twin of it.
+pub const PAST_REQUESTS: usize = 32;
 /// Births taken by one durable lease: 1 write of the lease per so many new keys.
 pub const BIRTH_LEASE: u64 = 4_096;
 

@@ -18,6 +18,8 @@ use crate::types::limits;
 pub const RECORD_MARKER: u8 = b'R';
 /// First byte of an encoded context.
 pub const CONTEXT_MARKER: u8 = b'C';
+/// First byte of an encoded session token.
+pub const SESSION_MARKER: u8 = b'S';
 /// Version written, and the newest that is read.
 pub const FORMAT_VERSION: u8 = 1;
 
@@ -43,7 +45,8 @@ pub enum BadBytes {
     Invariant(&'static str),
 }
 
-fn encode(marker: u8, body: &impl Serialize) -> Vec<u8> {
+/// Marker, version, body.
+pub fn encode(marker: u8, body: &impl Serialize) -> Vec<u8> {
     // A Vec grows as needed and these types have no fallible Serialize, so this can't fail.
     postcard::to_extend(body, vec![marker, FORMAT_VERSION]).expect("a Vec takes any serializable body")
 }
@@ -112,15 +115,25 @@ pub fn sealed_context(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
+/// Decodes what ends in a checksum of its own.
+pub fn open_sealed<'a, T: Deserialize<'a>>(
+    what: &'static str,
+    marker: u8,
+    bytes: &'a [u8],
+) -> Result<T, BadBytes> {
+    let (body, found) = bytes.split_last_chunk().ok_or(BadBytes::Body(what))?;
+    let value = decode(what, marker, body)?;
+    if *found != checksum(body) {
+        return Err(BadBytes::Body(what));
+    }
+    Ok(value)
+}
+
 /// Decodes a client's context, which must be of the key with tag `key_tag`.
 pub fn decode_context(bytes: &[u8], key_tag: u32) -> Result<ClientContext, Invalid> {
     Invalid::check_max("context", bytes.len(), limits::CONTEXT_BYTES, "bytes")?;
     let refused = |bad: BadBytes| Invalid::new("context", format!("{bad} ({} bytes)", bytes.len()));
-    let (body, found) = bytes.split_last_chunk().ok_or_else(|| refused(BadBytes::Body("context")))?;
-    let context: ClientContext = decode("context", CONTEXT_MARKER, body).map_err(refused)?;
-    if *found != checksum(body) {
-        return Err(refused(BadBytes::Body("context")));
-    }
+    let context: ClientContext = open_sealed("context", CONTEXT_MARKER, bytes).map_err(refused)?;
     if !context.dots.is_canonical() {
         return Err(Invalid::new("context", "a damaged context: not canonical"));
     }
@@ -279,11 +292,11 @@ mod tests {
         let short = refused(&bytes[..3], TAG);
         assert!(short.starts_with("context: ") && short.contains("3 bytes"), "{short}");
 
-        // By hand: a vector of one actor with the counter 0, then no dots and no stamp.
+        // By hand: a vector of one actor with the counter 0, then no dots, no request ids and no stamp.
         let sealed = |body: &[u8]| [body, &checksum(body)].concat();
-        let zero = [CONTEXT_MARKER, FORMAT_VERSION, 5, 1, 1, 1, 1, 0, 0, 0];
+        let zero = [CONTEXT_MARKER, FORMAT_VERSION, 5, 1, 1, 1, 1, 0, 0, 0, 0];
         assert_eq!(refused(&sealed(&zero), 5), "context: a damaged context: not canonical");
-        let one = [CONTEXT_MARKER, FORMAT_VERSION, 5, 1, 1, 1, 1, 1, 0, 0];
+        let one = [CONTEXT_MARKER, FORMAT_VERSION, 5, 1, 1, 1, 1, 1, 0, 0, 0];
         assert!(decode_context(&sealed(&one), 5).is_ok(), "the same with the counter 1 is good");
     }
 

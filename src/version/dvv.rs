@@ -4,6 +4,9 @@
 //! [`Context`] is an exact set of dots: per actor, all up to a counter, plus single dots beyond it. Exact,
 //! because a context that covered a dot which its client never saw would delete that write (G4).
 //!
+//! A write that a client named with a request id has that as a second name: sent twice, it may have been minted
+//! twice, and what replaced one of the two has replaced the write. So a context has the request ids of late writes too.
+//!
 //! Invariants of a [`Context`]:
 //! 1. No single dot is at or below, or directly above, its actor's counter in the vector.
 //! 2. No counter is 0: the dots of an actor begin at 1.
@@ -12,7 +15,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::ids::{Birth, Incarnation, NodeId};
+use crate::types::ids::{Birth, Incarnation, NodeId, RequestId};
+use crate::types::time::WallMs;
 
 /// One line of dots: minted by one node, in one life of its data directory, for one life of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -39,6 +43,8 @@ pub struct Dot {
 pub struct Context {
     vector: BTreeMap<Actor, u64>,
     dots: BTreeSet<Dot>,
+    /// Request ids of writes in the set, with the time of each: only late ones are of use, the rest is dropped.
+    requests: BTreeMap<RequestId, WallMs>,
 }
 
 impl Context {
@@ -49,7 +55,7 @@ impl Context {
 
     /// Whether it covers nothing.
     pub fn is_empty(&self) -> bool {
-        self.vector.is_empty() && self.dots.is_empty()
+        self.vector.is_empty() && self.dots.is_empty() && self.requests.is_empty()
     }
 
     /// Per actor, the counter up to which all its dots are in the set.
@@ -82,6 +88,37 @@ impl Context {
         }
     }
 
+    /// Whether a write with this request id is in the set.
+    pub fn has_request(&self, request: RequestId) -> bool {
+        self.requests.contains_key(&request)
+    }
+
+    /// The request ids in the set, with the time of each write.
+    pub fn requests(&self) -> &BTreeMap<RequestId, WallMs> {
+        &self.requests
+    }
+
+    /// Adds the request id of a write of this time.
+    pub fn insert_request(&mut self, request: RequestId, at: WallMs) {
+        let known = self.requests.entry(request).or_insert(at);
+        *known = at.max(*known);
+    }
+
+    /// Takes one request id out.
+    pub fn forget_request(&mut self, request: RequestId) {
+        self.requests.remove(&request);
+    }
+
+    /// Keeps the request ids of writes since `since`, at most `most` of them, the latest.
+    pub fn keep_late_requests(&mut self, since: WallMs, most: usize) {
+        self.requests.retain(|_, at| *at >= since);
+        if self.requests.len() > most {
+            let mut latest: Vec<_> = self.requests.iter().map(|(id, at)| (*at, *id)).collect();
+            latest.sort_unstable_by(|a, b| b.cmp(a));
+            self.requests = latest.into_iter().take(most).map(|(at, id)| (id, at)).collect();
+        }
+    }
+
     /// Adds all dots of `other`.
     pub fn join(&mut self, other: &Context) {
         for (actor, top) in &other.vector {
@@ -90,6 +127,7 @@ impl Context {
         }
         self.dots.extend(other.dots.iter().copied());
         self.compact();
+        other.requests.iter().for_each(|(id, at)| self.insert_request(*id, *at));
     }
 
     /// Whether both invariants hold; false for some contexts that a hostile client can encode.
@@ -140,7 +178,7 @@ mod tests {
     /// The greatest counters, as a hostile client may send them, overflow nothing.
     #[test]
     fn the_greatest_counter_overflows_nothing() {
-        let mut c = Context { vector: [(dot(1, 1).actor, u64::MAX)].into(), dots: BTreeSet::new() };
+        let mut c = Context { vector: [(dot(1, 1).actor, u64::MAX)].into(), ..Context::new() };
         assert!(c.is_canonical());
         c.insert(dot(1, 7));
         assert!(c.dots.is_empty(), "it covers every dot of the actor already");
@@ -157,10 +195,24 @@ mod tests {
     /// A counter of 0 breaks invariant 2, in the vector and beyond it.
     #[test]
     fn a_counter_of_0_is_not_canonical() {
-        assert!(!Context { vector: [(dot(1, 1).actor, 0)].into(), dots: BTreeSet::new() }.is_canonical());
-        assert!(!Context { vector: BTreeMap::new(), dots: [dot(1, 0)].into() }.is_canonical());
-        assert!(!Context { vector: BTreeMap::new(), dots: [dot(1, 1)].into() }.is_canonical());
-        assert!(Context { vector: BTreeMap::new(), dots: [dot(1, 2)].into() }.is_canonical());
+        assert!(!Context { vector: [(dot(1, 1).actor, 0)].into(), ..Context::new() }.is_canonical());
+        assert!(!Context { dots: [dot(1, 0)].into(), ..Context::new() }.is_canonical());
+        assert!(!Context { dots: [dot(1, 1)].into(), ..Context::new() }.is_canonical());
+        assert!(Context { dots: [dot(1, 2)].into(), ..Context::new() }.is_canonical());
+    }
+
+    #[test]
+    fn of_request_ids_the_latest_are_kept() {
+        let mut c = Context::new();
+        for n in 0..10u64 {
+            c.insert_request(RequestId(n.into()), WallMs(100 - n));
+        }
+        c.insert_request(RequestId(9), WallMs(50));
+        assert!(!c.is_empty() && c.requests()[&RequestId(9)] == WallMs(91), "a time never goes back");
+        c.keep_late_requests(WallMs(93), 4);
+        assert_eq!(c.requests().keys().map(|id| id.0).collect::<Vec<_>>(), [0, 1, 2, 3]);
+        c.forget_request(RequestId(0));
+        assert!(!c.has_request(RequestId(0)) && c.has_request(RequestId(3)));
     }
 
     fn any_dots() -> impl Strategy<Value = Vec<Dot>> {

@@ -19,3 +19,4 @@ pub mod dvv;
 pub mod hlc;
 pub mod median;
 pub mod record;
+pub mod session;

@@ -2,7 +2,8 @@
 //!
 //! Invariants of a [`Record`]:
 //! 1. Siblings are sorted by dot, and no dot stands twice.
-//! 2. No sibling's past covers the dot of a sibling in the same set, its own included.
+//! 2. No sibling's past covers a sibling in the same set, by its dot or its request id, itself included; and no
+//!    request id stands twice.
 //! 3. A record has at least one version; a deleted key has a tombstone.
 
 use bytes::Bytes;
@@ -11,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::dvv::{Context, Dot};
 use super::hlc::Stamp;
 use crate::canary::{self, Canary};
-use crate::types::ids::NodeId;
+use crate::types::ids::{NodeId, RequestId};
 use crate::types::policy::Conflicts;
 use crate::types::time::WallMs;
 
@@ -54,6 +55,9 @@ pub struct Sibling {
     pub dot: Dot,
     /// What it replaced. Never covers `dot`.
     pub past: Context,
+    /// The client's name for the write, if it gave one. A write that came through two coordinators has two dots,
+    /// and is one: see [`Record::merge`].
+    pub request: Option<RequestId>,
     /// When it was written; for people, not for order.
     pub stamp: Stamp,
     /// What.
@@ -113,6 +117,40 @@ fn payload_bytes(payload: &Payload) -> usize {
     }
 }
 
+impl Sibling {
+    /// Whether this version's write has replaced `other`.
+    pub fn replaces(&self, other: &Sibling) -> bool {
+        self.past.covers(&other.dot) || other.request.is_some_and(|request| self.past.has_request(request))
+    }
+
+    /// Whether both are the same write, minted twice or not.
+    fn is_twin_of(&self, other: &Sibling) -> bool {
+        self.dot == other.dot || (self.request.is_some() && self.request == other.request)
+    }
+
+    /// Takes in what else is known of the same write: it may have been minted twice, or have met such a twin
+    /// elsewhere. The least dot names it, and its past covers the other. Returns whether anything was new.
+    ///
+    /// No write covers its own twin (mint refuses it); of forged ones that do so the newest stays.
+    fn absorb(&mut self, twin: &Sibling) -> bool {
+        if self == twin {
+            return false;
+        }
+        let (least, other) = if twin.dot < self.dot { (twin, &*self) } else { (&*self, twin) };
+        let mut one = Sibling { stamp: self.stamp.max(twin.stamp), ..least.clone() };
+        one.past.join(&other.past);
+        if other.dot != least.dot {
+            one.past.insert(other.dot);
+        }
+        if one.replaces(&one) {
+            one = if (twin.stamp, twin) > (self.stamp, self) { twin.clone() } else { self.clone() };
+        }
+        let changed = one != *self;
+        *self = one;
+        changed
+    }
+}
+
 impl LwwVersion {
     /// The order of `lww` versions.
     pub fn order(&self) -> (Stamp, NodeId) {
@@ -130,6 +168,8 @@ impl Record {
     }
 
     /// Merges `other` in. Returns whether this record changed.
+    ///
+    /// Siblings with one request id are one write that was minted more than once: they become one version.
     pub fn merge(&mut self, other: &Record) -> Result<bool, PolicyMismatch> {
         match (self, other) {
             (Record::Lww(mine), Record::Lww(theirs)) => {
@@ -161,6 +201,9 @@ impl Record {
             for sibling in set {
                 context.join(&sibling.past);
                 context.insert(sibling.dot);
+                if let Some(request) = sibling.request {
+                    context.insert_request(request, sibling.stamp.wall());
+                }
             }
         }
         context
@@ -190,7 +233,8 @@ impl Record {
         }
     }
 
-    /// Fingerprint of the version ids.
+    /// Fingerprint of the version ids. A version with a request id is told by its past too, which says what twins of
+    /// it are known.
     pub fn digest(&self) -> Digest {
         let mut hasher = blake3::Hasher::new();
         match self {
@@ -198,11 +242,17 @@ impl Record {
                 hasher.update(&v.stamp.0.to_be_bytes()).update(&v.node.0.to_be_bytes());
             }
             Record::Siblings(set) => {
-                for Sibling { dot, .. } in set {
+                for Sibling { dot, past, request, .. } in set {
                     hasher.update(&dot.actor.node.0.to_be_bytes());
                     hasher.update(&dot.actor.incarnation.0.to_be_bytes());
                     hasher.update(&dot.actor.birth.0.to_be_bytes());
                     hasher.update(&dot.counter.to_be_bytes());
+                    if let Some(request) = request {
+                        hasher.update(&request.0.to_be_bytes());
+                        // A Vec grows as needed, and a context has no fallible Serialize.
+                        let past = postcard::to_extend(past, Vec::new()).expect("a Vec takes any context");
+                        hasher.update(&past);
+                    }
                 }
             }
         }
@@ -228,8 +278,13 @@ impl Record {
         if set.iter().any(|s| s.dot.counter == 0 || !s.past.is_canonical()) {
             return Some("a context that is not canonical");
         }
-        if set.iter().any(|s| set.iter().any(|t| s.past.covers(&t.dot))) {
+        if set.iter().any(|s| set.iter().any(|t| s.replaces(t))) {
             return Some("a sibling that another covers");
+        }
+        let mut requests: Vec<_> = set.iter().filter_map(|s| s.request).collect();
+        requests.sort_unstable();
+        if requests.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Some("one request id on two siblings");
         }
         None
     }
@@ -240,10 +295,9 @@ impl Record {
 /// Pasts that cover each other in a circle leave nothing: no writes make such, forged contexts do. Then the newest
 /// version of both sides stays (invariant 3), the same one on every replica.
 fn merge_siblings(mine: &mut Vec<Sibling>, theirs: &[Sibling]) -> bool {
-    let mut missing: Vec<&Sibling> =
-        theirs.iter().filter(|t| !mine.iter().any(|m| m.dot == t.dot || m.past.covers(&t.dot))).collect();
-    let stays = |m: &Sibling| !theirs.iter().any(|t| t.past.covers(&m.dot));
-    if missing.is_empty() && !mine.iter().any(stays) {
+    let replaced = |s: &Sibling, by: &[Sibling]| by.iter().any(|t| t.replaces(s) && !t.is_twin_of(s));
+    let mut theirs_left: Vec<&Sibling> = theirs.iter().filter(|t| !replaced(t, mine)).collect();
+    if theirs_left.is_empty() && mine.iter().all(|m| replaced(m, theirs)) {
         let newest = mine.iter().chain(theirs).max_by_key(|s| (s.stamp, *s)).cloned();
         let newest: Vec<Sibling> = newest.into_iter().collect();
         let changed = newest != *mine;
@@ -251,268 +305,23 @@ fn merge_siblings(mine: &mut Vec<Sibling>, theirs: &[Sibling]) -> bool {
         return changed;
     }
     let before = mine.len();
-    mine.retain(stays);
+    mine.retain(|m| !replaced(m, theirs));
     if canary::sings(Canary::SiblingForgotten) && !mine.is_empty() {
-        missing.pop();
+        theirs_left.retain(|t| mine.iter().any(|m| m.dot == t.dot));
     }
-    let changed = mine.len() != before || !missing.is_empty();
-    mine.extend(missing.into_iter().cloned());
+    let mut changed = mine.len() != before;
+    for theirs in theirs_left {
+        match mine.iter_mut().find(|m| m.is_twin_of(theirs)) {
+            Some(twin) => changed |= twin.absorb(theirs),
+            None => {
+                changed = true;
+                mine.push(theirs.clone());
+            }
+        }
+    }
     mine.sort_by_key(|s| s.dot);
     changed
 }
 
 #[cfg(test)]
-pub(in crate::version) mod tests {
-    use super::super::dvv::Actor;
-    use super::*;
-    use crate::types::ids::{Birth, Incarnation};
-    use proptest::prelude::*;
-    use std::collections::BTreeSet;
-
-    const REPLICAS: usize = 3;
-
-    /// One step of a small cluster, by which every reachable record can be made.
-    #[derive(Debug, Clone)]
-    enum Step {
-        /// A put minted at a replica: with no context, or what the client remembers. A delete if `delete`.
-        Put { client: usize, at: usize, blind: bool, delete: bool },
-        /// The client remembers the context of a replica's record.
-        Get { client: usize, at: usize },
-        /// One replica merges the record of another.
-        Merge { from: usize, to: usize },
-    }
-
-    fn any_step() -> impl Strategy<Value = Step> {
-        let (client, at) = (0..3usize, 0..REPLICAS);
-        prop_oneof![
-            3 => (client.clone(), at.clone(), any::<bool>(), 0..5u8)
-                .prop_map(|(client, at, blind, d)| Step::Put { client, at, blind, delete: d == 0 }),
-            2 => (client, at.clone()).prop_map(|(client, at)| Step::Get { client, at }),
-            2 => (at.clone(), at).prop_map(|(from, to)| Step::Merge { from, to }),
-        ]
-    }
-
-    fn dot(node: usize, counter: u64) -> Dot {
-        let actor = Actor { node: NodeId(node as u64), incarnation: Incarnation(1), birth: Birth(9) };
-        Dot { actor, counter }
-    }
-
-    /// Runs the steps, and returns each record that a replica held at some time.
-    fn run(steps: &[Step]) -> Vec<Record> {
-        let mut held: [Option<Record>; REPLICAS] = Default::default();
-        let mut minted = [0; REPLICAS];
-        let mut remembered: [Context; 3] = Default::default();
-        let mut all = Vec::new();
-        for (index, step) in steps.iter().enumerate() {
-            match *step {
-                Step::Put { client, at, blind, delete } => {
-                    minted[at] += 1;
-                    let past = if blind { Context::new() } else { remembered[client].clone() };
-                    let sibling = Sibling {
-                        dot: dot(at, minted[at]),
-                        past: past.clone(),
-                        stamp: Stamp(index as u64),
-                        payload: match delete {
-                            true => Payload::Tombstone,
-                            false => Payload::Value(Bytes::from(format!("v{index}"))),
-                        },
-                        expires_at: index.is_multiple_of(4).then_some(WallMs(index as u64 * 10)),
-                    };
-                    match &mut held[at] {
-                        Some(record) => record.replace(sibling.clone()).expect("one policy"),
-                        empty => *empty = Some(Record::Siblings(vec![sibling.clone()])),
-                    }
-                    remembered[client] = past;
-                    remembered[client].insert(sibling.dot);
-                    all.extend(held[at].clone());
-                }
-                Step::Get { client, at } => {
-                    remembered[client] = held[at].as_ref().map(Record::context).unwrap_or_default();
-                }
-                Step::Merge { from, to } => {
-                    let Some(sent) = held[from].clone() else { continue };
-                    match &mut held[to] {
-                        Some(record) => drop(record.merge(&sent).expect("one policy")),
-                        empty => *empty = Some(sent),
-                    }
-                    all.extend(held[to].clone());
-                }
-            }
-        }
-        all
-    }
-
-    fn any_lww() -> impl Strategy<Value = Record> {
-        // What was written is a function of the version id: a stamp of one node is issued once.
-        (0..6u64, 0..3u64).prop_map(|(stamp, node)| {
-            let payload = match stamp % 3 {
-                0 => Payload::Tombstone,
-                _ => Payload::Value(Bytes::from(format!("{stamp} of {node}"))),
-            };
-            let expires_at = (stamp % 2 == 0).then_some(WallMs(stamp));
-            Record::Lww(LwwVersion { stamp: Stamp(stamp), node: NodeId(node), payload, expires_at })
-        })
-    }
-
-    /// Three records of one key that replicas can hold at some time, not always together.
-    pub(in crate::version) fn three_records() -> impl Strategy<Value = [Record; 3]> {
-        let siblings = (proptest::collection::vec(any_step(), 1..40), any::<[prop::sample::Index; 3]>())
-            .prop_filter_map("no record was made", |(steps, picks)| {
-                let all = run(&steps);
-                (!all.is_empty()).then(|| picks.map(|pick| pick.get(&all).clone()))
-            });
-        prop_oneof![3 => siblings, 1 => [any_lww(), any_lww(), any_lww()]]
-    }
-
-    fn merged(a: &Record, b: &Record) -> Record {
-        let mut both = a.clone();
-        let changed = both.merge(b).expect("one policy");
-        assert_eq!(changed, both != *a, "merge says whether it changed the record");
-        both
-    }
-
-    /// The name of a version under either policy.
-    #[derive(PartialEq, Eq, PartialOrd, Ord)]
-    enum Id {
-        Lww(Stamp, NodeId),
-        Sibling(Dot),
-    }
-
-    fn ids(record: &Record) -> BTreeSet<Id> {
-        match record {
-            Record::Lww(v) => [Id::Lww(v.stamp, v.node)].into(),
-            Record::Siblings(set) => set.iter().map(|s| Id::Sibling(s.dot)).collect(),
-        }
-    }
-
-    #[test]
-    fn a_circle_of_pasts_leaves_the_newest_version() {
-        let version = |own: Dot, covered: Dot, stamp: u64| {
-            let mut past = Context::new();
-            past.insert(covered);
-            let payload = Payload::Value(Bytes::from_static(b"v"));
-            Sibling { dot: own, past, stamp: Stamp(stamp), payload, expires_at: None }
-        };
-        let older = Record::Siblings(vec![version(dot(2, 1), dot(1, 1), 5)]);
-        let newer = Record::Siblings(vec![version(dot(1, 1), dot(2, 1), 6)]);
-        for (mine, theirs, changes) in [(&older, &newer, true), (&newer, &older, false)] {
-            let mut merged = mine.clone();
-            assert_eq!(merged.merge(theirs), Ok(changes));
-            assert_eq!(merged, newer, "in either order");
-            assert_eq!(merged.problem(), None);
-        }
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(1_000))]
-
-        #[test]
-        fn merge_is_commutative_associative_and_idempotent([a, b, c] in three_records()) {
-            prop_assert_eq!(merged(&a, &b), merged(&b, &a));
-            prop_assert_eq!(merged(&merged(&a, &b), &c), merged(&a, &merged(&b, &c)));
-            prop_assert_eq!(merged(&a, &a), a.clone());
-            prop_assert_eq!(merged(&merged(&a, &b), &b), merged(&a, &b));
-        }
-
-        #[test]
-        fn a_merge_of_reachable_records_breaks_no_invariant([a, b, c] in three_records()) {
-            for record in [&a, &merged(&a, &b), &merged(&merged(&a, &b), &c)] {
-                prop_assert_eq!(record.problem(), None);
-            }
-        }
-
-        /// A version is in the merged record, or a version of the other side covers it; and nothing else is.
-        #[test]
-        fn merge_forgets_only_what_is_covered([a, b, _] in three_records()) {
-            if let (Record::Siblings(left), Record::Siblings(right)) = (&a, &b) {
-                let all = || left.iter().chain(right);
-                let expected: BTreeSet<Dot> =
-                    all().filter(|s| !all().any(|t| t.past.covers(&s.dot))).map(|s| s.dot).collect();
-                let Record::Siblings(got) = merged(&a, &b) else { panic!("the policy changed") };
-                prop_assert_eq!(got.iter().map(|s| s.dot).collect::<BTreeSet<_>>(), expected);
-            } else {
-                prop_assert!(merged(&a, &b) == a || merged(&a, &b) == b);
-                prop_assert!(merged(&a, &b).stamp() == a.stamp().max(b.stamp()));
-            }
-        }
-
-        /// What a context covers never shrinks, so a line of dots that goes on above it never repeats.
-        #[test]
-        fn the_context_of_a_merge_covers_both([a, b, _] in three_records()) {
-            let both = merged(&a, &b).context();
-            let mut joined = a.context();
-            joined.join(&b.context());
-            prop_assert_eq!(both, joined);
-        }
-
-        #[test]
-        fn a_digest_is_equal_exactly_when_the_version_ids_are([a, b, c] in three_records()) {
-            for (left, right) in [(&a, &b), (&b, &c), (&a, &merged(&a, &b)), (&a, &a)] {
-                prop_assert_eq!(left.digest() == right.digest(), ids(left) == ids(right));
-            }
-        }
-
-        /// F08: from its time on an expired version reads as a tombstone does, and its record is the same.
-        #[test]
-        fn f08_an_expired_version_is_a_tombstone_to_every_reader([a, _, _] in three_records(), now in 0..400u64) {
-            let now = WallMs(now);
-            let mut buried = a.clone();
-            let bury = |payload: &mut Payload, expires_at: Option<WallMs>| {
-                if expires_at.is_some_and(|at| at <= now) {
-                    *payload = Payload::Tombstone;
-                }
-            };
-            match &mut buried {
-                Record::Lww(v) => bury(&mut v.payload, v.expires_at),
-                Record::Siblings(set) => set.iter_mut().for_each(|s| bury(&mut s.payload, s.expires_at)),
-            }
-            prop_assert_eq!(a.live(now), buried.live(now));
-            prop_assert_eq!(a.digest(), buried.digest(), "no difference for repair to find");
-            prop_assert_eq!(a.context(), buried.context());
-            let unburied = merged(&buried, &a);
-            prop_assert_eq!(unburied.live(now), a.live(now), "a merge revives nothing");
-            prop_assert!(a.live(now).iter().all(|l| l.expires_at.is_none_or(|at| now < at)));
-        }
-    }
-
-    #[test]
-    fn expiry_begins_at_its_millisecond() {
-        let payload = Payload::Value(Bytes::from_static(b"x"));
-        let v = LwwVersion { stamp: Stamp(1), node: NodeId(1), payload, expires_at: Some(WallMs(100)) };
-        let record = Record::Lww(v);
-        assert_eq!(record.live(WallMs(99)).len(), 1);
-        assert!(record.live(WallMs(100)).is_empty());
-    }
-
-    #[test]
-    fn records_of_two_policies_are_never_merged() {
-        let payload = Payload::Tombstone;
-        let lww = Record::Lww(LwwVersion { stamp: Stamp(1), node: NodeId(1), payload, expires_at: None });
-        let mut siblings = run(&[Step::Put { client: 0, at: 0, blind: true, delete: false }]).remove(0);
-        let before = siblings.clone();
-        let refused = siblings.merge(&lww).expect_err("two policies");
-        assert_eq!((refused.have, refused.got), (Conflicts::Siblings, Conflicts::Lww));
-        assert_eq!(siblings, before);
-    }
-
-    /// Each invariant has a name of its own when it is broken.
-    #[test]
-    fn problem_finds_each_broken_invariant() {
-        let version = |at: usize, counter: u64, past: &[Dot]| {
-            let mut context = Context::new();
-            past.iter().for_each(|d| context.insert(*d));
-            let payload = Payload::Tombstone;
-            Sibling { dot: dot(at, counter), past: context, stamp: Stamp(0), payload, expires_at: None }
-        };
-        let problem = |set: Vec<Sibling>| Record::Siblings(set).problem();
-        assert_eq!(problem(vec![version(0, 1, &[]), version(1, 1, &[])]), None);
-        assert_eq!(problem(vec![]), Some("a record without a version"));
-        let out_of_order = Some("siblings out of order");
-        assert_eq!(problem(vec![version(1, 1, &[]), version(0, 1, &[])]), out_of_order);
-        assert_eq!(problem(vec![version(0, 1, &[]), version(0, 1, &[])]), out_of_order);
-        assert_eq!(problem(vec![version(0, 0, &[])]), Some("a context that is not canonical"));
-        let covered = Some("a sibling that another covers");
-        assert_eq!(problem(vec![version(0, 1, &[]), version(1, 1, &[dot(0, 1)])]), covered);
-        assert_eq!(problem(vec![version(0, 1, &[dot(0, 1)])]), covered, "its own past covers it");
-    }
-}
+pub(in crate::version) mod tests;

@@ -204,7 +204,14 @@ impl Kv for Fake {
         finish(fault, || {
             let place = State::place(&request.keyspace, &request.key, &request.sort)?;
             let context = state.write(place, &request.context, Some(request.value));
-            Ok(PutResponse { context, w: 2, acks: 3, sloppy: false, stamp: state.clock })
+            Ok(PutResponse {
+                context,
+                w: 2,
+                acks: 3,
+                sloppy: false,
+                stamp: state.clock,
+                session: Bytes::new(),
+            })
         })
     }
 
@@ -217,7 +224,15 @@ impl Kv for Fake {
             let place = State::place(&request.keyspace, &request.key, &request.sort)?;
             let siblings = state.rows.get(&place).cloned().unwrap_or_default();
             let (found, context) = (!siblings.is_empty(), context(&siblings));
-            Ok(GetResponse { found, siblings, context, r: 2, replies: 2, sloppy: false })
+            Ok(GetResponse {
+                found,
+                siblings,
+                context,
+                r: 2,
+                replies: 2,
+                sloppy: false,
+                session: Bytes::new(),
+            })
         })
     }
 
@@ -229,7 +244,14 @@ impl Kv for Fake {
         finish(fault, || {
             let place = State::place(&request.keyspace, &request.key, &request.sort)?;
             let context = state.write(place, &request.context, None);
-            Ok(DeleteResponse { context, w: 2, acks: 2, sloppy: false, stamp: state.clock })
+            Ok(DeleteResponse {
+                context,
+                w: 2,
+                acks: 2,
+                sloppy: false,
+                stamp: state.clock,
+                session: Bytes::new(),
+            })
         })
     }
 

@@ -13,6 +13,7 @@ use quoral::gossip::identity::Identity;
 use quoral::gossip::packet::{Hello, Packet, seal};
 use quoral::hinted::queue::{Book, Limits};
 use quoral::node::config::Checked;
+use quoral::replica::requests::{Entry, Outcome, Print};
 use quoral::replica::stored::Line;
 use quoral::ring::decree::{Acceptor, Ballot};
 use quoral::ring::layout::{ClusterMap, Member, NewKeyspace};
@@ -22,7 +23,9 @@ use quoral::storage::Write;
 use quoral::storage::memory::MemoryStorage;
 use quoral::storage::schema::{open, record_key};
 use quoral::types::error::{Cause, Failure};
-use quoral::types::ids::{Birth, ClusterId, Incarnation, KeyspaceId, MapVersion, NodeId, Nonce, PartitionId};
+use quoral::types::ids::{
+    Birth, ClusterId, Incarnation, KeyspaceId, MapVersion, NodeId, Nonce, PartitionId, RequestId,
+};
 use quoral::types::key::Key;
 use quoral::types::policy::Conflicts;
 use quoral::types::time::WallMs;
@@ -67,7 +70,7 @@ fn sibling(dot: Dot, past: &[Dot], value: &'static str) -> Sibling {
         Payload::Value(Bytes::from_static(value.as_bytes()))
     };
     let expires_at = (dot.counter == 2).then_some(WallMs(1_700_000_000_000));
-    Sibling { dot, past: context(past), stamp: Stamp(dot.counter << 16), payload, expires_at }
+    Sibling { dot, past: context(past), request: None, stamp: Stamp(dot.counter << 16), payload, expires_at }
 }
 
 fn siblings() -> Record {
@@ -240,8 +243,14 @@ fn operations() -> proto::Operations {
     };
     let forward = |request| proto::Forward { timeout_ms: 100, request: Some(request) };
     let kinds = vec![
-        Kind::Store(proto::Store { record: encode_record(&siblings()).into(), fresh: true, hinted_at_ms: 0 }),
-        Kind::Fetch(proto::Fetch { have: Bytes::from_static(&[7; 16]), inspect: false }),
+        Kind::Store(proto::Store {
+            record: encode_record(&siblings()).into(),
+            fresh: true,
+            hinted_at_ms: 0,
+            remember: entry().encode().into(),
+            stand_in_for: "00000000000000a2".into(),
+        }),
+        Kind::Fetch(proto::Fetch { have: Bytes::from_static(&[7; 16]), inspect: false, stand_in: true }),
         Kind::Page(page),
         Kind::Forward(forward(proto::forward::Request::Put(put()))),
         Kind::Forward(forward(proto::forward::Request::Get(get()))),
@@ -250,7 +259,10 @@ fn operations() -> proto::Operations {
             record: encode_record(&lww(5 << 16, "v")).into(),
             fresh: false,
             hinted_at_ms: 9,
+            remember: Bytes::new(),
+            stand_in_for: String::new(),
         }),
+        Kind::FindRequest(proto::FindRequest { request_id: Bytes::from_static(&[7; 16]) }),
         Kind::Hints(true),
         Kind::Ping(true),
     ];
@@ -266,6 +278,12 @@ fn operations() -> proto::Operations {
     }
 }
 
+/// What is remembered of a write.
+fn entry() -> Entry {
+    let print = Some(Print::of(b"key", &Payload::Tombstone));
+    Entry { id: RequestId(7), outcome: Outcome { print, stamp: Stamp(5 << 16), dot: Some(dot(1, 1, 2)) } }
+}
+
 /// The bodies of stored hints.
 fn hints() -> Seeds {
     let limits = Limits { window: Duration::from_secs(60), target_bytes: 1 << 20, total_bytes: 1 << 20 };
@@ -273,8 +291,9 @@ fn hints() -> Seeds {
     let key = Key::new(&b"key"[..], &b"sort"[..]).expect("a key");
     let storage_key = record_key(PartitionId(3), KeyspaceId(1), &key);
     let mut body = |record: &[u8]| {
-        let new =
-            book.add(WallMs(1_800_000_000_000), NodeId(2), &storage_key, record).expect("there is room");
+        let new = book
+            .add(WallMs(1_800_000_000_000), NodeId(2), &storage_key, record, false)
+            .expect("there is room");
         let Write::Put(key, value) = &new.batch.writes[0] else { panic!("a put") };
         open(key, value).expect("sealed").to_vec()
     };

@@ -140,7 +140,7 @@ fn mint(setup: Setup, node: usize, replica: &mut Replica, past: Context, payload
     let dot = Dot { actor: actor(line.birth), counter: line.counter };
     replica.births = replica.births.max(line.birth);
     replica.line = Some(line);
-    let sibling = Sibling { dot, past, stamp: Stamp(0), payload, expires_at: None };
+    let sibling = Sibling { dot, past, request: None, stamp: Stamp(0), payload, expires_at: None };
     Rc::make_mut(&mut replica.record).replace(sibling).expect("one policy");
     dot
 }

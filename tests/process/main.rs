@@ -20,4 +20,7 @@ mod hints;
 mod keyspaces;
 mod load;
 mod ownership;
+mod retries;
 mod semantics;
+mod sessions;
+mod sloppy;

@@ -21,7 +21,7 @@ fn delete(key: impl Into<Vec<u8>>, context: Bytes) -> proto::DeleteRequest {
 }
 
 /// Makes a keyspace of siblings, and waits until each node has heard of it.
-async fn siblings_keyspace(cluster: &Cluster) -> String {
+pub async fn siblings_keyspace(cluster: &Cluster) -> String {
     let name = "carts".to_owned();
     let request = proto::CreateKeyspaceRequest {
         name: name.clone(),

@@ -80,6 +80,7 @@ impl Client {
             key: if action == Action::Scan { String::new() } else { ask.key.clone() },
             action,
             level: ask.level.unwrap_or(own),
+            named: false,
             covers,
             timeout_ms: ask.timeout_ms,
             begin: 0,
@@ -126,6 +127,59 @@ impl Client {
         let answer = self.call(ask, kv.put(request)).await;
         let mut values = seen.values;
         values.insert(value);
+        let answer = answer.map(|a| a.map(|done| done.into_inner()).map(|done| (done.context, done.stamp)));
+        self.wrote(ask, number, values, answer)
+    }
+
+    /// Writes a new value under one request id through each of `nodes`: all at once, or one after the other until one
+    /// has acknowledged it and one more has been asked. Whether it was acknowledged.
+    pub async fn put_named(&mut self, ask: &Ask, nodes: &[usize], at_once: bool) -> bool {
+        let value = self.recorder.new_value();
+        let seen = self.seen.get(&place(ask)).cloned().unwrap_or_default();
+        let number = self.begin(ask, Action::Put(value), seen.values.clone());
+        self.recorder.named(number);
+        let request = proto::PutRequest {
+            keyspace: ask.space.name.clone(),
+            key: Bytes::from(ask.key.clone()),
+            value: value.to_string().into(),
+            context: seen.context,
+            acks: ask.level.map(|level| put_request::Acks::W(level.into())),
+            timeout_ms: ask.timeout_ms,
+            request_id: Bytes::copy_from_slice(&u128::from(value).to_be_bytes()),
+            ..Default::default()
+        };
+        let attempt = |node: usize| {
+            let (client, ask, request) = (self.clone(), Ask { node, ..ask.clone() }, request.clone());
+            async move { client.call(&ask, client.kv(&ask).put(request)).await }
+        };
+        let mut answers = Vec::new();
+        if at_once {
+            let mut attempts: tokio::task::JoinSet<_> = nodes.iter().map(|node| attempt(*node)).collect();
+            while let Some(answer) = attempts.join_next().await {
+                answers.push(answer.expect("no attempt panics"));
+            }
+        } else {
+            for node in nodes {
+                let was_acked = answers.iter().any(|answer| matches!(answer, Some(Ok(_))));
+                answers.push(attempt(*node).await);
+                if was_acked {
+                    break;
+                }
+            }
+        }
+        let acked = answers.iter().position(|answer| matches!(answer, Some(Ok(_))));
+        let mut values = seen.values;
+        values.insert(value);
+        let unsure = answers.iter().position(|answer| match answer {
+            Some(Err(status)) => CliError::from_status(status, CallKind::Write).applied == Applied::Maybe,
+            _ => true,
+        });
+        let answer = match (acked, unsure) {
+            (Some(at), _) => answers.swap_remove(at),
+            // A late one among several is the fault of no node that is named here.
+            (None, Some(at)) => answers.swap_remove(at).or(Some(Err(Status::deadline_exceeded("no answer")))),
+            (None, None) => answers.pop().flatten(),
+        };
         let answer = answer.map(|a| a.map(|done| done.into_inner()).map(|done| (done.context, done.stamp)));
         self.wrote(ask, number, values, answer)
     }

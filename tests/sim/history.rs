@@ -86,6 +86,8 @@ pub struct Op {
     pub action: Action,
     /// The answers or acknowledgements that it waits for.
     pub level: u8,
+    /// A write that was sent under a request id, perhaps several times.
+    pub named: bool,
     /// A write: the values that its context had seen.
     pub covers: BTreeSet<Value>,
     /// How long the node had for it.
@@ -218,6 +220,11 @@ impl Recorder {
         history.trace.push(line);
         history.ops.push(op);
         history.ops.len() - 1
+    }
+
+    /// Notes that a write has a request id.
+    pub fn named(&self, number: usize) {
+        self.lock().ops[number].named = true;
     }
 
     /// Notes an operation's end.

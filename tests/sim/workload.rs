@@ -60,6 +60,10 @@ impl Habits {
                 }
             }
             65..67 => self.burst(rng, client, &ask).await,
+            72..75 => {
+                let nodes: Vec<usize> = (0..3).map(|_| rng.random_range(0..self.nodes)).collect();
+                client.put_named(&ask, &nodes, rng.random_bool(0.4)).await;
+            }
             67 => {
                 let name = format!("made-{}", rng.random_range(0..6));
                 client.create(node, space(rng, name, self.nodes)).await;

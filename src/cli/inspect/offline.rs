@@ -243,7 +243,7 @@ mod tests {
     fn sibling(counter: u64, payload: Payload) -> Sibling {
         let actor = Actor { node: NodeId(1), incarnation: Incarnation(1), birth: Birth(1) };
         let dot = Dot { actor, counter };
-        Sibling { dot, past: Context::new(), stamp: Stamp(1), payload, expires_at: None }
+        Sibling { dot, past: Context::new(), request: None, stamp: Stamp(1), payload, expires_at: None }
     }
 
     fn value() -> Payload {

@@ -281,6 +281,7 @@ mod tests {
         let record = Record::Siblings(vec![Sibling {
             dot: dot(1, 3),
             past,
+            request: None,
             stamp: Stamp::at(WallMs(1_700_000_000_123)).next(),
             payload: Payload::Value("a\tb".into()),
             expires_at: Some(WallMs(1_700_000_000_500)),

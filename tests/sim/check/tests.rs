@@ -31,6 +31,7 @@ fn op(conflicts: Conflicts, begin: Seq, end: Seq, action: Action, outcome: Outco
         key: "k".into(),
         action,
         level: 2,
+        named: false,
         covers: BTreeSet::new(),
         timeout_ms: 1,
         begin,

@@ -1,0 +1,259 @@
+//! Sends a client's request on to a home replica of its key, and carries out what others sent on.
+//!
+//! A request is sent on once: whoever gets it runs it. A home replica that surely changed nothing, since its disk is
+//! bad or it is stopping, is passed over for the next.
+
+use std::time::Duration;
+
+use super::coordinator::{Coordinator, Route};
+use crate::canary::{self, Canary};
+use crate::rpc::convert;
+use crate::rpc::proto::{self, answer, forward, forwarded, operation};
+use crate::rpc::requests::{GetDone, GetRequest, WriteDone, WriteRequest};
+use crate::types::error::{Applied, Cause, Failure, Invalid};
+use crate::types::ids::NodeId;
+use crate::types::time::WallMs;
+use crate::version::hlc::Stamp;
+use crate::version::record::Payload;
+
+/// The answer of another node to a forwarded request.
+enum Sent {
+    Answered(forwarded::Kind),
+    Lost(NodeId),
+    NobodyUp,
+}
+
+impl Coordinator {
+    /// Sends a put or delete on.
+    pub(super) async fn forward_write(
+        &self,
+        request: WriteRequest,
+        route: &Route,
+        w: u8,
+        may_forward: bool,
+    ) -> Result<WriteDone, Failure> {
+        let (timeout, is_named) = (request.timeout, request.request_id.is_some());
+        let message = write_to_wire(request, w);
+        match self.forward(message, timeout, route, may_forward, is_named).await? {
+            Sent::Answered(forwarded::Kind::Put(done)) => {
+                let proto::PutResponse { context, w, acks, sloppy, stamp, session } = done;
+                Ok(WriteDone { context, w, acks, sloppy, stamp, session })
+            }
+            Sent::Answered(forwarded::Kind::Delete(done)) => {
+                let proto::DeleteResponse { context, w, acks, sloppy, stamp, session } = done;
+                Ok(WriteDone { context, w, acks, sloppy, stamp, session })
+            }
+            Sent::Lost(node) => {
+                Err(self.forward_failure(route, w, Cause::TooFewAcks, Applied::Maybe, vec![node]))
+            }
+            Sent::Answered(_) | Sent::NobodyUp => {
+                Err(self.forward_failure(route, w, Cause::Unavailable, Applied::No, route.homes.clone()))
+            }
+        }
+    }
+
+    /// Sends a get on.
+    pub(super) async fn forward_get(
+        &self,
+        request: GetRequest,
+        route: &Route,
+        r: u8,
+        may_forward: bool,
+    ) -> Result<GetDone, Failure> {
+        let timeout = request.timeout;
+        let message = forward::Request::Get(proto::GetRequest {
+            keyspace: request.keyspace,
+            key: request.key.partition_key().clone(),
+            sort: request.key.sort_key().clone(),
+            answers: Some(proto::get_request::Answers::R(r.into())),
+            timeout_ms: 0,
+            sloppy: request.sloppy,
+            session: request.session,
+        });
+        match self.forward(message, timeout, route, may_forward, true).await? {
+            Sent::Answered(forwarded::Kind::Get(done)) => Ok(GetDone {
+                siblings: done.siblings.into_iter().map(live_of_wire).collect(),
+                context: done.context,
+                r: done.r,
+                replies: done.replies,
+                sloppy: done.sloppy,
+                session: done.session,
+            }),
+            Sent::Lost(node) => {
+                Err(self.forward_failure(route, r, Cause::TooFewAcks, Applied::No, vec![node]))
+            }
+            Sent::Answered(_) | Sent::NobodyUp => {
+                Err(self.forward_failure(route, r, Cause::Unavailable, Applied::No, route.homes.clone()))
+            }
+        }
+    }
+
+    /// What a request that was sent on ends with when no home replica has answered it.
+    pub(super) fn forward_failure(
+        &self,
+        route: &Route,
+        required: u8,
+        cause: Cause,
+        applied: Applied,
+        silent: Vec<NodeId>,
+    ) -> Failure {
+        let alive = route.homes.iter().filter(|node| self.is_reachable(**node)).count();
+        let alive = u32::try_from(alive).unwrap_or(u32::MAX);
+        Failure {
+            cause,
+            applied,
+            required: required.into(),
+            received: 0,
+            alive,
+            layout_version: route.map.layout.version,
+            silent,
+        }
+    }
+
+    /// Sends a request to the first other home replica that can be reached, and on to the next when that one
+    /// surely changed nothing and another may do better. One that may be sent twice, a read or a write with a request id,
+    /// goes on also when an answer does not come.
+    async fn forward(
+        &self,
+        request: forward::Request,
+        timeout: Duration,
+        route: &Route,
+        may_forward: bool,
+        may_repeat: bool,
+    ) -> Result<Sent, Failure> {
+        if !may_forward {
+            return Ok(Sent::NobodyUp);
+        }
+        self.driver.metrics.forwarded.inc();
+        let deadline = self.driver.clock.mono() + timeout;
+        let (mut lost, mut refused) = (None, None);
+        for node in &route.homes {
+            let Some(link) = self.driver.links.up(*node) else { continue };
+            let left = deadline.micros_since(self.driver.clock.mono()) / 1_000;
+            if left == 0 {
+                break;
+            }
+            let forward = proto::Forward { timeout_ms: left.max(1), request: Some(request.clone()) };
+            let operation = proto::Operation {
+                keyspace_id: route.keyspace.id.0,
+                kind: Some(operation::Kind::Forward(forward)),
+                ..Default::default()
+            };
+            let (send, receive) = tokio::sync::oneshot::channel();
+            if link.send(operation, Box::new(move |result| drop(send.send(result)))).is_err() {
+                continue;
+            }
+            // What hangs on a silent node leaves time for another.
+            let share = if may_repeat { left / 2 } else { left };
+            let answer = tokio::time::timeout(Duration::from_millis(share.max(1)), receive).await;
+            match answer {
+                Ok(Ok(Ok(answer::Kind::Forwarded(proto::Forwarded { kind: Some(kind) })))) => match kind {
+                    forwarded::Kind::Failed(failed) => match convert::failure_of_forward(failed) {
+                        failure if another_home_may(&failure) => refused = Some(failure),
+                        failure => return Err(failure),
+                    },
+                    kind => return Ok(Sent::Answered(kind)),
+                },
+                Ok(Ok(Ok(answer::Kind::Refused(_)))) => {}
+                _ if may_repeat => lost = Some(*node),
+                _ if canary::sings(Canary::ForwardRetried) => {}
+                _ => return Ok(Sent::Lost(*node)),
+            }
+        }
+        match refused {
+            Some(failure) => Err(failure),
+            None => Ok(lost.map_or(Sent::NobodyUp, Sent::Lost)),
+        }
+    }
+
+    /// Carries out a request that another node forwarded.
+    pub async fn forwarded(&self, forward: proto::Forward) -> forwarded::Kind {
+        let metadata = tonic::metadata::MetadataMap::new();
+        let timeout_ms = forward.timeout_ms;
+        let failed = |failure: Failure| forwarded::Kind::Failed(convert::forward_failed(&failure));
+        let result = match forward.request {
+            Some(forward::Request::Put(put)) => {
+                let put = proto::PutRequest { timeout_ms, ..put };
+                match convert::put_request(put, &metadata, self.value_limit) {
+                    Ok(request) => {
+                        self.write(request, false).await.map(convert::put_response).map(forwarded::Kind::Put)
+                    }
+                    Err(failure) => Err(failure),
+                }
+            }
+            Some(forward::Request::Delete(delete)) => {
+                let delete = proto::DeleteRequest { timeout_ms, ..delete };
+                match convert::delete_request(delete, &metadata) {
+                    Ok(request) => self
+                        .write(request, false)
+                        .await
+                        .map(convert::delete_response)
+                        .map(forwarded::Kind::Delete),
+                    Err(failure) => Err(failure),
+                }
+            }
+            Some(forward::Request::Get(get)) => {
+                let get = proto::GetRequest { timeout_ms, ..get };
+                match convert::get_request(get, &metadata) {
+                    Ok(request) => {
+                        self.get(request, false).await.map(convert::get_response).map(forwarded::Kind::Get)
+                    }
+                    Err(failure) => Err(failure),
+                }
+            }
+            None => Err(Invalid::new("request", "is missing").into()),
+        };
+        result.unwrap_or_else(failed)
+    }
+}
+
+/// Whether a request that failed at one home replica may do better at another: it surely changed nothing, and
+/// what failed is that node's own.
+pub(super) fn another_home_may(failure: &Failure) -> bool {
+    let own = match failure.cause.kind() {
+        Cause::Storage(_) | Cause::NotServing(_) | Cause::ClockSkew(_) | Cause::Unavailable => true,
+        // Sent on, it would only spread the load that is too much.
+        Cause::Overloaded(_) => false,
+        Cause::BehindSession | Cause::TooFewAcks | Cause::InDoubt(_) | Cause::TooManySiblings(_) => false,
+        Cause::Invalid(_) | Cause::UnknownKeyspace(_) | Cause::Unbuilt(_) | Cause::Forwarded { .. } => false,
+    };
+    own && failure.applied == Applied::No
+}
+
+fn write_to_wire(request: WriteRequest, w: u8) -> forward::Request {
+    let (key, sort) = (request.key.partition_key().clone(), request.key.sort_key().clone());
+    match request.payload {
+        Payload::Value(value) => forward::Request::Put(proto::PutRequest {
+            keyspace: request.keyspace,
+            key,
+            sort,
+            value,
+            context: request.context,
+            acks: Some(proto::put_request::Acks::W(w.into())),
+            ttl_ms: request.ttl_ms.unwrap_or(0),
+            request_id: convert::request_id_bytes(request.request_id),
+            sloppy: request.sloppy,
+            session: request.session,
+            ..Default::default()
+        }),
+        Payload::Tombstone => forward::Request::Delete(proto::DeleteRequest {
+            keyspace: request.keyspace,
+            key,
+            sort,
+            context: request.context,
+            acks: Some(proto::delete_request::Acks::W(w.into())),
+            request_id: convert::request_id_bytes(request.request_id),
+            sloppy: request.sloppy,
+            session: request.session,
+            ..Default::default()
+        }),
+    }
+}
+
+fn live_of_wire(sibling: proto::Sibling) -> crate::version::record::Live {
+    crate::version::record::Live {
+        value: sibling.value,
+        stamp: Stamp(sibling.stamp),
+        expires_at: (sibling.expires_at_ms > 0).then_some(WallMs(sibling.expires_at_ms)),
+    }
+}
