@@ -108,6 +108,11 @@ fn bad_usage_exits_2() {
         &["keyspace", "create", "x", "--conflicts", "all"],
         &["keyspace", "create", "x", "--n", "0"],
         &["keyspace", "create", "x", "--ttl", "0s"],
+        &["keyspace", "update", "x"],
+        &["keyspace", "update", "x", "--w", "0"],
+        &["keyspace", "update", "x", "--sloppy", "perhaps"],
+        &["keyspace", "update", "x", "--ttl", "0"],
+        &["keyspace", "drop"],
         &["serve"],
         &["dev", "--nodes", "0"],
         &["inspect"],
@@ -142,8 +147,6 @@ fn what_is_not_built_says_so() {
         &["repair", "--partition", "7"],
         &["transfers"],
         &["workers"],
-        &["keyspace", "drop", "x"],
-        &["keyspace", "update", "x", "--r", "1"],
     ] {
         let output = run(arguments);
         assert_eq!(code(&output), 1, "{arguments:?}");

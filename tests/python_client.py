@@ -178,6 +178,31 @@ def make_keyspace(clusters, name):
             time.sleep(0.1)
 
 
+def check_changed_keyspace(kvs, clusters):
+    step("a keyspace that is updated, dropped and made anew")
+    name, first = f"python-changed-{RUN}", clusters[0]
+    made = first.CreateKeyspace(cluster_pb2.CreateKeyspaceRequest(name=name), timeout=30)
+    update = cluster_pb2.UpdateKeyspaceRequest(name=name, r=1, w=3, if_version=made.map_version)
+    updated = first.UpdateKeyspace(update, timeout=30)
+    assert (updated.keyspace.id, updated.keyspace.r, updated.keyspace.w) == (made.keyspace.id, 1, 3), updated
+    drop = cluster_pb2.DropKeyspaceRequest(name=name)
+    get = kv_pb2.GetRequest(keyspace=name, key=b"k")
+
+    def refused(code, call, request):
+        try:
+            call(request, timeout=30)
+            raise AssertionError(f"not refused with {code}")
+        except grpc.RpcError as error:
+            assert error.code() == code, error
+
+    refused(grpc.StatusCode.ABORTED, first.UpdateKeyspace, update)
+    assert first.DropKeyspace(drop, timeout=30).keyspace.id == made.keyspace.id
+    refused(grpc.StatusCode.NOT_FOUND, first.DropKeyspace, drop)
+    refused(grpc.StatusCode.NOT_FOUND, kvs[0].Get, get)
+    again = first.CreateKeyspace(cluster_pb2.CreateKeyspaceRequest(name=name), timeout=30)
+    assert again.keyspace.id > made.keyspace.id, "an id was given again"
+
+
 def check_siblings(kvs, clusters):
     step("a siblings keyspace: blind puts, then a resolution")
     name, k = f"python-{RUN}", key("cart")
@@ -290,6 +315,7 @@ def main():
     check_put_get_delete(kvs)
     check_expiry(kvs)
     check_siblings(kvs, clusters)
+    check_changed_keyspace(kvs, clusters)
     check_refusals(kvs)
     check_scan(kvs)
     for channel in channels:

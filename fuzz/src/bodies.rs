@@ -22,6 +22,7 @@ use quoral::replica::mint::{self, Mint, Minter};
 use quoral::replica::requests::{Entry, Print};
 use quoral::replica::{apply, scan, stored};
 use quoral::ring::decree::Acceptor;
+use quoral::ring::keyspaces::{KeyspaceChange, KeyspaceUpdate};
 use quoral::ring::layout::ClusterMap;
 use quoral::ring::preflist;
 use quoral::rpc::{convert, proto};
@@ -306,6 +307,17 @@ pub fn client_requests(data: &[u8]) {
             }
         }
         _ => {
+            // The bytes of a creation are an update too, of other fields.
+            if let Ok(message) = proto::UpdateKeyspaceRequest::decode(message) {
+                match convert::keyspace_update(message) {
+                    Ok(KeyspaceChange::Update(name, update)) => {
+                        assert_eq!(check_name("name", &name), Ok(()));
+                        assert_ne!(update, KeyspaceUpdate::default());
+                    }
+                    Ok(other) => panic!("an update became {other:?}"),
+                    Err(invalid) => refused(&invalid.into()),
+                }
+            }
             let Ok(message) = proto::CreateKeyspaceRequest::decode(message) else { return };
             match convert::new_keyspace(message) {
                 Ok(spec) => assert_eq!(check_name("name", &spec.name), Ok(())),

@@ -1,21 +1,25 @@
-//! `keyspace`: makes and shows keyspaces and their policies.
+//! `keyspace`: makes, shows, changes and drops keyspaces and their policies.
 
+use std::io::{IsTerminal as _, stdin};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::output::{self, CliError, CliResult, Exit, Op};
-use super::{Global, parse_duration, unbuilt};
+use super::{Global, parse_duration};
 use crate::rpc::proto;
 
-/// Makes and shows keyspaces.
+/// Makes, shows, changes and drops keyspaces.
 #[derive(Debug, Subcommand)]
 #[command(after_help = "Examples:
   quoral keyspace create carts --conflicts siblings
   quoral keyspace create sessions --n 3 --r 1 --w 3 --ttl 30m
   quoral keyspace list
-  quoral keyspace show carts -o json")]
+  quoral keyspace show carts -o json
+  quoral keyspace update sessions --r 2 --w 2 --ttl none
+  quoral keyspace update carts --sloppy true --if-version 7
+  quoral keyspace drop carts --yes")]
 pub enum KeyspaceVerb {
     /// Makes a keyspace; exits 4 if there is one of that name.
     Create(CreateArgs),
@@ -26,10 +30,61 @@ pub enum KeyspaceVerb {
         /// Its name.
         name: String,
     },
-    #[command(hide = true)]
-    Update(super::Unbuilt),
-    #[command(hide = true)]
-    Drop(super::Unbuilt),
+    /// Changes a keyspace's policy; what is not named stays. Exits 3 if there is none of that name, 4 if somebody
+    /// else was faster.
+    Update(UpdateArgs),
+    /// Drops a keyspace with all that is in it, for good. Exits 3 if there is none of that name, 4 if somebody else
+    /// was faster.
+    Drop(DropArgs),
+}
+
+/// What becomes of a keyspace's policy.
+#[derive(Debug, Args)]
+pub struct UpdateArgs {
+    /// Its name.
+    name: String,
+    /// Answers that a get waits for.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    r: Option<u32>,
+    /// Acknowledgements that a put waits for.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    w: Option<u32>,
+    /// Whether fallbacks may stand in for home replicas that are away.
+    #[arg(long, value_name = "BOOL")]
+    sloppy: Option<bool>,
+    /// How long a value lives that is written from now on, such as 30m or 7d; none for ever.
+    #[arg(long, value_parser = parse_ttl, value_name = "TIME|none")]
+    ttl: Option<Ttl>,
+    /// Only if the cluster map is of this version, as `keyspace list -o json` says it.
+    #[arg(long, value_name = "VERSION")]
+    if_version: Option<u64>,
+}
+
+/// Which keyspace goes.
+#[derive(Debug, Args)]
+pub struct DropArgs {
+    /// Its name.
+    name: String,
+    /// It may go; needed when stdin is a terminal.
+    #[arg(long)]
+    yes: bool,
+    /// Only if the cluster map is of this version, as `keyspace list -o json` says it.
+    #[arg(long, value_name = "VERSION")]
+    if_version: Option<u64>,
+}
+
+/// A time to live, in milliseconds; 0 is for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Ttl(u64);
+
+fn parse_ttl(text: &str) -> Result<Ttl, String> {
+    if text == "none" {
+        return Ok(Ttl(0));
+    }
+    match parse_duration(text)?.as_millis() {
+        0 => Err("is 0, must be at least 1ms, or none for ever".into()),
+        ms => Ok(Ttl(u64::try_from(ms).unwrap_or(u64::MAX))),
+    }
 }
 
 /// The policy of a new keyspace.
@@ -79,8 +134,8 @@ impl KeyspaceVerb {
                     || CliError::new(Exit::NotFound, format!("keyspace: there is no keyspace {name:?}"));
                 show(global, &found.ok_or_else(missing)?)
             }
-            KeyspaceVerb::Update(_) => Err(unbuilt("keyspace update")),
-            KeyspaceVerb::Drop(_) => Err(unbuilt("keyspace drop")),
+            KeyspaceVerb::Update(args) => args.run(global).await,
+            KeyspaceVerb::Drop(args) => args.run(global).await,
         }
     }
 }
@@ -109,6 +164,63 @@ impl CreateArgs {
             .await?;
         show(global, &answer.keyspace.ok_or_else(|| CliError::error("the answer has no keyspace"))?)
     }
+}
+
+impl UpdateArgs {
+    async fn run(self, global: &Global) -> CliResult {
+        let UpdateArgs { name, r, w, sloppy, ttl, if_version } = self;
+        if r.is_none() && w.is_none() && sloppy.is_none() && ttl.is_none() {
+            return Err(CliError::usage(
+                "keyspace update: one of --r, --w, --sloppy and --ttl must be given",
+            ));
+        }
+        let ttl_ms = ttl.map(|ttl| ttl.0);
+        let request = proto::UpdateKeyspaceRequest { name, r, w, sloppy, ttl_ms, if_version };
+        let answer = global
+            .client()?
+            .call_cluster(Op::Write, |mut cluster| {
+                let request = request.clone();
+                async move { cluster.update_keyspace(request).await }
+            })
+            .await
+            .map_err(not_found)?;
+        show(global, &answer.keyspace.ok_or_else(|| CliError::error("the answer has no keyspace"))?)
+    }
+}
+
+impl DropArgs {
+    async fn run(self, global: &Global) -> CliResult {
+        let DropArgs { name, yes, if_version } = self;
+        if !yes && stdin().is_terminal() {
+            let problem =
+                format!("{name:?} and all that is in it would be gone for good; say --yes to drop it");
+            return Err(CliError::usage(format!("keyspace: {problem}")));
+        }
+        let request = proto::DropKeyspaceRequest { name, if_version };
+        let answer = global
+            .client()?
+            .call_cluster(Op::Write, |mut cluster| {
+                let request = request.clone();
+                async move { cluster.drop_keyspace(request).await }
+            })
+            .await
+            .map_err(not_found)?;
+        let dropped = answer.keyspace.ok_or_else(|| CliError::error("the answer has no keyspace"))?;
+        if global.json() {
+            let (map_version, dropped) = (answer.map_version, to_json(&dropped));
+            output::print_json(&json!({ "map_version": map_version, "dropped": dropped }))?;
+        } else {
+            let name = dropped.name;
+            output::note(format!("keyspace {name:?} is dropped; the nodes delete its records now"));
+        }
+        Ok(Exit::Done)
+    }
+}
+
+/// A keyspace that is not there exits as `show` does.
+fn not_found(error: CliError) -> CliError {
+    let exit = if error.code == "NOT_FOUND" { Exit::NotFound } else { error.exit };
+    CliError { exit, ..error }
 }
 
 async fn list(global: &Global) -> Result<proto::ListKeyspacesResponse, CliError> {
@@ -196,6 +308,13 @@ mod tests {
         );
         let forever = proto::KeyspaceInfo { ttl_ms: 0, ..keyspace };
         assert_eq!(to_json(&forever)["ttl_ms"], Value::Null);
+    }
+
+    #[test]
+    fn a_time_to_live_may_be_none() {
+        assert_eq!(parse_ttl("none"), Ok(Ttl(0)));
+        assert_eq!(parse_ttl("30m"), Ok(Ttl(1_800_000)));
+        assert!(parse_ttl("0s").is_err() && parse_ttl("never").is_err());
     }
 
     #[test]

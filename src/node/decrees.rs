@@ -16,13 +16,13 @@ use super::links::Links;
 use super::maps::Maps;
 use crate::machine::Machine;
 use crate::ring::decree::{Acceptor, Answer, Ballot, Effect, Event, Gate, Proposer, Reply, gate};
-use crate::ring::layout::{ClusterMap, KeyspaceError, NewKeyspace};
+use crate::ring::keyspaces::{Edit, Next};
+use crate::ring::layout::{ClusterMap, KeyspaceError};
 use crate::rpc::proto::{self, decree_response::Kind, peer_client::PeerClient};
-use crate::rpc::requests::{CreateKeyspaceError, NewKeyspaceRequest};
 use crate::storage::{Batch, schema};
-use crate::types::error::{Applied, Cause, Failure};
+use crate::types::error::{Applied, Cause, Failure, Invalid};
 use crate::types::ids::{MapVersion, NodeId};
-use crate::types::limits::MESSAGE_BYTES_MAX;
+use crate::types::limits::{MESSAGE_BYTES_MAX, RETRY_DELAY};
 use crate::types::policy::Keyspace;
 
 /// How long one voter may take to answer one step.
@@ -31,6 +31,14 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(1);
 const LEARN_TIMEOUT: Duration = Duration::from_millis(500);
 /// Maps that may be decided by others while this node tries to get its own change in.
 const ATTEMPTS: u32 = 16;
+
+/// Why a change of the keyspaces was not made.
+pub enum ChangeError {
+    /// It makes no sense, or no sense any more.
+    Refused(KeyspaceError),
+    /// It could not be decided.
+    Failed(Failure),
+}
 
 /// How a proposal ended.
 enum Outcome {
@@ -79,6 +87,11 @@ impl Maps {
             Gate::Decided => return Ok(Reply::Decided(current.encode().into())),
             Gate::Behind => return Ok(Reply::Behind(current.version)),
         }
+        if let Some(bytes) = &value
+            && let Err(problem) = check_proposal(&current, bytes)
+        {
+            return Err(Cause::Invalid(problem));
+        }
         let mut acceptor = match slot.take().filter(|acceptor| acceptor.version() == asked) {
             Some(acceptor) => acceptor,
             None => self.stored_acceptor(asked)?,
@@ -108,45 +121,39 @@ impl Maps {
         Ok(if stored.version() == asked { stored } else { Acceptor::new(asked) })
     }
 
-    /// Creates a keyspace: proposes the next map with it until that, or another with its name, is decided.
-    pub async fn create_keyspace(
+    /// Makes, changes or drops a keyspace: proposes the next map with it until that is decided, or the change
+    /// makes no sense any more. The keyspace as it is now (or was), and the map version that says so.
+    pub async fn change_keyspaces(
         self: &Arc<Maps>,
         links: &Arc<Links>,
-        request: NewKeyspaceRequest,
-    ) -> Result<(Keyspace, u64), CreateKeyspaceError> {
-        let NewKeyspaceRequest { name, conflicts, n, r, w, sloppy, ttl_ms } = request;
-        let wanted = NewKeyspace { name, conflicts, n, r, w, sloppy, ttl_ms };
-        let mut proposed: Option<Keyspace> = None;
+        mut edit: Edit,
+    ) -> Result<(Keyspace, u64), ChangeError> {
         for _ in 0..ATTEMPTS {
             let current = self.current();
-            let next = match current.with_keyspace(wanted.clone()) {
-                Ok(next) => ClusterMap { proposal: self.env.random(), ..next },
-                // Like the one that this node proposed: its own, carried on by somebody, or somebody else's.
-                Err(KeyspaceError::Exists(keyspace)) if proposed.as_ref() == Some(&keyspace) => {
-                    return Err(CreateKeyspaceError::Failed(decided_but(Cause::TooFewAcks)));
+            let (next, keyspace) = match edit.next(&current).map_err(ChangeError::Refused)? {
+                Next::Propose(next, keyspace) => {
+                    (ClusterMap { proposal: self.env.random(), ..next }, keyspace)
                 }
-                Err(KeyspaceError::Exists(keyspace)) => return Err(CreateKeyspaceError::Exists(keyspace)),
-                Err(KeyspaceError::Invalid(invalid)) => return Err(CreateKeyspaceError::Invalid(invalid)),
+                Next::Done(keyspace, version) => return Ok((keyspace, version.0)),
             };
-            let made = next.keyspace(&wanted.name).cloned().expect("with_keyspace has just made it");
             let version = next.version.0;
-            match self.propose(links, &current, next).await.map_err(CreateKeyspaceError::Failed)? {
-                Outcome::Ours => return Ok((made, version)),
+            match self.propose(links, &current, next).await.map_err(ChangeError::Failed)? {
+                Outcome::Ours => return Ok((keyspace, version)),
                 Outcome::Theirs { map, ours_has_lost } => {
                     if !ours_has_lost {
-                        proposed = Some(made);
+                        edit.is_in_doubt(keyspace);
                     }
-                    let adopted = self.adopt(map).await;
-                    adopted.map_err(|cause| CreateKeyspaceError::Failed(decided_but(cause)))?;
+                    self.adopt(map).await.map_err(|cause| ChangeError::Failed(decided_but(cause)))?;
                 }
                 Outcome::Unreachable(applied) => {
                     let voters = current.layout.members.len();
-                    return Err(CreateKeyspaceError::Failed(unreachable(applied, voters, self, links)));
+                    return Err(ChangeError::Failed(unreachable(applied, voters, self, links)));
                 }
             }
         }
-        let cause = Cause::Overloaded(crate::types::limits::RETRY_DELAY);
-        Err(CreateKeyspaceError::Failed(Failure::early(cause)))
+        let others = Cause::Overloaded(RETRY_DELAY);
+        let failure = if edit.may_be_made() { decided_but(others) } else { Failure::early(others) };
+        Err(ChangeError::Failed(failure))
     }
 
     async fn propose(
@@ -264,6 +271,12 @@ impl Maps {
     }
 }
 
+/// Whether a map may follow this one at all. Each node checks what it accepts, so none has to be trusted.
+fn check_proposal(current: &ClusterMap, bytes: &[u8]) -> Result<(), Invalid> {
+    let next = ClusterMap::decode(bytes).map_err(|bad| Invalid::new("map", bad.to_string()))?;
+    current.check_next(&next)
+}
+
 async fn call(
     links: &Links,
     to: NodeId,
@@ -315,8 +328,8 @@ fn reply_of_wire(response: proto::DecreeResponse) -> Option<Reply> {
     })
 }
 
-/// A map is decided, and could not be stored here: the change may be in it.
-fn decided_but(cause: Cause) -> Failure {
+/// The change may be in a map that was decided: not known, or not stored here.
+pub fn decided_but(cause: Cause) -> Failure {
     Failure { applied: Applied::Maybe, ..Failure::early(cause) }
 }
 

@@ -96,8 +96,11 @@ impl Coordinator {
                 break;
             }
             let forward = proto::Forward { timeout_ms: left.max(1), request: Some(request.clone()) };
-            let operation =
-                proto::Operation { kind: Some(operation::Kind::Forward(forward)), ..Default::default() };
+            let operation = proto::Operation {
+                keyspace_id: route.keyspace.id.0,
+                kind: Some(operation::Kind::Forward(forward)),
+                ..Default::default()
+            };
             let (send, receive) = tokio::sync::oneshot::channel();
             if link.send(operation, Box::new(move |result| drop(send.send(result)))).is_err() {
                 continue;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::committer::{Committer, Job};
 use super::config::HintsConfig;
@@ -19,8 +19,9 @@ use crate::hinted::queue::{self, Account, Book, Hint, Limits};
 use crate::machine::Machine;
 use crate::replica::requests::Entry;
 use crate::replica::stored::LoadError;
+use crate::ring::layout::ClusterMap;
 use crate::rpc::proto::{self, answer, operation, refusal::Reason};
-use crate::storage::{Storage, StorageError, schema};
+use crate::storage::{Batch, Storage, StorageError, schema};
 use crate::telemetry::metrics::Metrics;
 use crate::types::error::Cause;
 use crate::types::ids::NodeId;
@@ -51,6 +52,7 @@ pub struct Hints {
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
     pace: Pace,
+    map: watch::Receiver<Arc<ClusterMap>>,
 }
 
 impl Hints {
@@ -61,6 +63,7 @@ impl Hints {
         committer: Committer,
         clock: Arc<dyn Clock>,
         metrics: Arc<Metrics>,
+        map: watch::Receiver<Arc<ClusterMap>>,
     ) -> Result<Hints, StorageError> {
         let limits = Limits {
             window: Duration::from_millis(config.window_ms),
@@ -69,7 +72,8 @@ impl Hints {
         };
         let (rate, window) = (config.rate_bytes, HINT_WINDOW_BYTES);
         let pace = Pace { rate, window, delay: HINT_DELAY, pause: HINT_PAUSE };
-        let hints = Hints { book: Mutex::new(Book::load(storage, limits)?), committer, clock, metrics, pace };
+        let book = Mutex::new(Book::load(storage, limits)?);
+        let hints = Hints { book, committer, clock, metrics, pace, map };
         hints.show(&hints.book());
         Ok(hints)
     }
@@ -88,6 +92,11 @@ impl Hints {
     /// How many are kept.
     pub fn count(&self) -> u64 {
         self.book().accounts().values().map(|account| account.hints).sum()
+    }
+
+    /// Whether the keyspace of a record has been dropped.
+    fn is_dropped(&self, storage_key: &[u8]) -> bool {
+        schema::split_range(storage_key).is_some_and(|(_, keyspace)| self.map.borrow().has_dropped(keyspace))
     }
 
     /// Keeps a record for a replica that did not take it, unless a limit forbids it.
@@ -116,6 +125,10 @@ impl Hints {
         stands_in: Option<Option<Entry>>,
         done: impl FnOnce(Result<(), Cause>) + Send + 'static,
     ) {
+        if self.is_dropped(storage_key) {
+            self.metrics.hints_dropped.inc();
+            return done(Err(Cause::UnknownKeyspace("dropped".into())));
+        }
         let now = self.clock.wall();
         let mut new = match self.book().add(now, target, storage_key, record, stands_in.is_some()) {
             Ok(new) => new,
@@ -182,6 +195,27 @@ impl Hints {
         Ok(kept)
     }
 
+    /// Deletes the hints for `target` that are of dropped keyspaces. The target's delivery must not be loading
+    /// or sending any, or a hint might be struck out twice.
+    async fn forget_dropped(self: &Arc<Hints>, target: NodeId) -> Result<(), Cause> {
+        let mut after = 0;
+        loop {
+            // What was forgotten before is deleted before the page is read.
+            self.committer.write(Batch::new()).await?;
+            let page = queue::page(self.committer.storage(), target, after, HINT_PAGE_ITEMS, HINT_PAGE_BYTES);
+            let page = page.map_err(|error| Cause::Storage(error.to_string()))?;
+            let last = page.hints.iter().map(|hint| hint.seq).chain(page.damaged.iter().map(|(seq, _)| *seq));
+            after = last.max().unwrap_or(after);
+            for hint in page.hints.iter().filter(|hint| self.is_dropped(&hint.storage_key)) {
+                self.metrics.hints_dropped.inc();
+                self.forget(target, hint);
+            }
+            if !page.more {
+                return Ok(());
+            }
+        }
+    }
+
     /// Deletes a hint.
     fn forget(self: &Arc<Hints>, target: NodeId, hint: &Hint) {
         let (hints, bytes) = (self.clone(), hint.bytes);
@@ -201,6 +235,7 @@ impl Hints {
 pub async fn deliver(hints: Arc<Hints>, links: Arc<Links>, target: NodeId) {
     let (events, mut incoming) = mpsc::unbounded_channel();
     let mut contacts = links.contacts();
+    let (mut maps, mut dropped) = (hints.map.clone(), 0);
     let mut runner = Runner {
         machine: Delivery::new(hints.pace.clone()),
         hints,
@@ -210,7 +245,16 @@ pub async fn deliver(hints: Arc<Hints>, links: Arc<Links>, target: NodeId) {
         events,
         wake: None,
     };
+    let mut is_up = false;
     loop {
+        // While the target is reachable, delivery drops them itself as it comes to them.
+        let now = maps.borrow_and_update().dropped();
+        if !is_up && now > dropped {
+            match runner.hints.forget_dropped(target).await {
+                Ok(()) => dropped = now,
+                Err(cause) => tracing::warn!(%target, ?cause, "hints of dropped keyspaces are not deleted"),
+            }
+        }
         let clock = runner.hints.clock.clone();
         let woken = async {
             match runner.wake {
@@ -230,10 +274,14 @@ pub async fn deliver(hints: Arc<Hints>, links: Arc<Links>, target: NodeId) {
                 if changed.is_err() {
                     return;
                 }
-                match contacts.borrow_and_update().get(&target) {
-                    Some(Contact::Accepted) => Event::Up,
-                    _ => Event::Down,
+                is_up = matches!(contacts.borrow_and_update().get(&target), Some(Contact::Accepted));
+                if is_up { Event::Up } else { Event::Down }
+            }
+            changed = maps.changed() => {
+                if changed.is_err() {
+                    return;
                 }
+                continue;
             }
             () = woken => {
                 runner.wake = None;
@@ -303,8 +351,12 @@ impl Runner {
             self.loaded.insert(seq, bytes_only(seq, bytes));
         }
         for hint in page.hints {
-            let too_old = self.hints.is_too_old(hint.at);
-            if too_old {
+            // What is of a dropped keyspace is for the machine like what is too old.
+            let dropped = self.hints.is_dropped(&hint.storage_key);
+            let too_old = dropped || self.hints.is_too_old(hint.at);
+            if dropped {
+                self.hints.metrics.hints_dropped.inc();
+            } else if too_old {
                 self.hints.metrics.hints_expired.inc();
             }
             loaded.push(Loaded { seq: hint.seq, bytes: hint.bytes + HINT_COST_BYTES, too_old });

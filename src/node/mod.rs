@@ -2,7 +2,8 @@
 //!
 //! [`startup`] opens a data directory and joins a cluster; [`server`] holds what runs. A client's request
 //! comes through [`service`] to the [`coordinator`], whose machines are fed by [`drive`]; what is written goes
-//! through the [`committer`], what is sent through [`links`]. [`peers`] is the other side of a link.
+//! through the [`committer`], what is sent through [`links`]. [`peers`] is the other side of a link. The [`sweeper`]
+//! deletes what dropped keyspaces have left.
 
 pub mod committer;
 pub mod config;
@@ -25,3 +26,4 @@ pub mod server;
 pub mod service;
 mod sessions;
 pub mod startup;
+pub mod sweeper;

@@ -10,6 +10,8 @@
 //! 4. An operation under another layout version, or on a partition that is not this node's, is refused.
 //! 5. Until this node is admitted itself it carries out nothing, so what it may have lost is no answer.
 //! 6. A fresh record with a stamp that is too far ahead of the own clock is refused (F17).
+//! 7. An operation on a keyspace that this node's map has dropped, or does not know yet, is refused, also one that
+//!    names a keyspace which has been made anew since: ids tell them apart.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,6 +31,7 @@ use crate::replica::apply::Outcome;
 use crate::replica::fetch::{self, Fetched};
 use crate::replica::requests::{self, Entry};
 use crate::replica::scan;
+use crate::ring::layout::ClusterMap;
 use crate::ring::preflist::homes;
 use crate::rpc::convert;
 use crate::rpc::peer_service::{PeerClocks, PeerHandler, Reply, Sender};
@@ -38,6 +41,7 @@ use crate::storage::{Batch, schema};
 use crate::types::error::Cause;
 use crate::types::ids::{DiskId, KeyspaceId, NodeId, PartitionId};
 use crate::types::key::{Key, Position};
+use crate::types::policy::Keyspace;
 use crate::types::time::WallMs;
 use crate::version::codec;
 use crate::version::hlc::Stamp;
@@ -251,6 +255,9 @@ impl Peers {
             Ok(Outcome::Superseded(stamp)) => reply.send(answer::Kind::Superseded(stamp.0)),
             Ok(Outcome::Changed(_) | Outcome::Unchanged) => reply.send(answer::Kind::Stored(true)),
             Err(Cause::Overloaded(_)) => reply.refuse(Reason::Overloaded, "the commit queue is full"),
+            Err(Cause::UnknownKeyspace(which)) => {
+                reply.refuse(Reason::StaleLayout, format!("keyspace {which}"))
+            }
             Err(cause) => reply.refuse(Reason::Storage, format!("{cause:?}")),
         };
         driver.committer.submit(Job::Apply(incoming, Box::new(done)));
@@ -362,13 +369,7 @@ impl Peers {
         let bad = |problem: String| (Reason::BadRequest, problem);
         let key = Key::new(operation.key.clone(), operation.sort.clone());
         let key = key.map_err(|invalid| bad(invalid.to_string()))?;
-        let Some(keyspace) = map.keyspace_by_id(KeyspaceId(operation.keyspace_id)) else {
-            self.maps.suspect_stale();
-            return Err((
-                Reason::StaleLayout,
-                format!("keyspace {} is not known here", operation.keyspace_id),
-            ));
-        };
+        let keyspace = self.known(&map, operation.keyspace_id)?;
         let partition = map.partitions.of(Position::of(&keyspace.name, key.partition_key()));
         match as_who {
             As::Any => {}
@@ -387,11 +388,23 @@ impl Peers {
         Ok(Place { keyspace: keyspace.id, key, storage_key })
     }
 
+    /// Rule 7: the keyspace with this id.
+    fn known<'a>(&self, map: &'a ClusterMap, id: u32) -> Result<&'a Keyspace, (Reason, String)> {
+        let id = KeyspaceId(id);
+        if map.has_dropped(id) {
+            return Err((Reason::StaleLayout, format!("keyspace {id} was dropped")));
+        }
+        map.keyspace_by_id(id).ok_or_else(|| {
+            self.maps.suspect_stale();
+            (Reason::StaleLayout, format!("keyspace {id} is not known here"))
+        })
+    }
+
     fn check_owner(
         &self,
         from: Sender,
-        map: &crate::ring::layout::ClusterMap,
-        keyspace: &crate::types::policy::Keyspace,
+        map: &ClusterMap,
+        keyspace: &Keyspace,
         partition: PartitionId,
     ) -> Result<(), (Reason, String)> {
         check_layout(from, map)?;
@@ -403,10 +416,7 @@ impl Peers {
 
     fn check_page(&self, from: Sender, keyspace: u32, partition: u32) -> Result<(), (Reason, String)> {
         let map = self.maps.current();
-        let Some(keyspace) = map.keyspace_by_id(KeyspaceId(keyspace)) else {
-            self.maps.suspect_stale();
-            return Err((Reason::StaleLayout, format!("keyspace {keyspace} is not known here")));
-        };
+        let keyspace = self.known(&map, keyspace)?;
         match u16::try_from(partition) {
             Ok(id) if partition < map.partitions.count() => {
                 self.check_owner(from, &map, keyspace, PartitionId(id))
@@ -518,6 +528,10 @@ impl PeerHandler for Peers {
                 }
             }
             Some(operation::Kind::Forward(forward)) => {
+                if let Err((reason, message)) = self.known(&self.maps.current(), operation.keyspace_id) {
+                    self.coordinator.driver.metrics.peer_refusals.inc();
+                    return reply.refuse(reason, message);
+                }
                 let coordinator = self.coordinator.clone();
                 tokio::spawn(async move {
                     let bytes = match &forward.request {

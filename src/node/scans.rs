@@ -17,7 +17,7 @@ use crate::ring::preflist::homes;
 use crate::rpc::requests::{ScanEntry, ScanPage, ScanRequest};
 use crate::storage::schema;
 use crate::types::error::{Failure, Invalid};
-use crate::types::ids::PartitionId;
+use crate::types::ids::{KeyspaceId, PartitionId};
 use crate::types::key::Position;
 use crate::types::limits::{SCAN_PAGE_BYTES, SCAN_PAGE_ITEMS};
 use crate::types::policy::Level;
@@ -60,9 +60,11 @@ impl Cursor {
     }
 }
 
-/// What a cursor must agree with: everything of a request that decides which keys are in it.
-fn question(request: &ScanRequest) -> u32 {
+/// What a cursor must agree with: everything of a request that decides which keys are in it, and which keyspace
+/// its name is for now.
+fn question(request: &ScanRequest, keyspace: KeyspaceId) -> u32 {
     let mut hasher = blake3::Hasher::new();
+    hasher.update(&keyspace.0.to_be_bytes());
     let key = request.partition_key.as_ref();
     let (start, end) = (request.start.clone().unwrap_or_default(), request.end.clone().unwrap_or_default());
     for part in [request.keyspace.as_bytes(), key.map_or(&[][..], |k| k), &request.prefix, &start, &end] {
@@ -104,7 +106,7 @@ impl Coordinator {
         let route = self.route(&request.keyspace, request.partition_key.as_deref().unwrap_or_default())?;
         let r = request.r.unwrap_or(Level::Count(route.keyspace.r.into()));
         let r = r.resolve("r", route.keyspace.n)?;
-        let question = question(&request);
+        let question = question(&request, route.keyspace.id);
         let mut progress = self.begin(&request, &route, question)?;
         let deadline = self.driver.clock.mono() + request.timeout;
         let most = request.limit.unwrap_or(u64::MAX).min(SCAN_PAGE_ITEMS as u64);
@@ -268,6 +270,12 @@ mod tests {
         for (bytes, question) in [(&cursor.encode()[..], 8), (&b"junk"[..], 7), (&cursor.encode()[..3], 7)] {
             assert_eq!(Cursor::decode(bytes, question).expect_err("refused").field, "cursor");
         }
-        assert_ne!(question(&request("a", None, None)), question(&request("", Some("a"), None)));
+        let of = |request: &ScanRequest, keyspace| question(request, KeyspaceId(keyspace));
+        assert_ne!(of(&request("a", None, None), 1), of(&request("", Some("a"), None), 1));
+        assert_ne!(
+            of(&request("a", None, None), 1),
+            of(&request("a", None, None), 2),
+            "the keyspace is another"
+        );
     }
 }

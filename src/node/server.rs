@@ -34,6 +34,7 @@ use super::peers::Peers;
 use super::retries::{Turns, forget_requests};
 use super::service::NodeService;
 use super::startup::StartError;
+use super::sweeper;
 use crate::gossip::digest::NodeReport;
 use crate::gossip::identity::Identity;
 use crate::replica::mint::{Minter, stored_number};
@@ -194,8 +195,8 @@ impl Node {
             starts: disk.starts,
             nonce: Nonce(env.random()),
         };
-        let committer = start_committer(&env, config, storage, disk, &metrics)?;
         let maps_sender = watch::Sender::new(Arc::new(map));
+        let committer = start_committer(&env, config, storage, disk, &metrics, maps_sender.subscribe())?;
         let links = Links::new(
             me,
             env.clone(),
@@ -212,6 +213,7 @@ impl Node {
             committer.clone(),
             env.clock.clone(),
             metrics.clone(),
+            maps_sender.subscribe(),
         );
         let hints = Arc::new(hints.map_err(|error| StartError::Storage(error.to_string()))?);
         let driver = Driver {
@@ -264,6 +266,7 @@ impl Node {
             node.tasks.push(tokio::spawn(hints::deliver(hints.clone(), links.clone(), member.id)));
         }
         node.tasks.push(tokio::spawn(maps.clone().follow(links, gossip)));
+        node.tasks.push(tokio::spawn(sweeper::run(node.service.coordinator.clone(), maps.watch())));
         let remembered = metrics.requests_remembered.clone();
         let forget = forget_requests(committer.clone(), clock.clone(), move |count| {
             remembered.set(count);
@@ -438,6 +441,7 @@ fn start_committer(
     storage: Arc<dyn Storage>,
     disk: Disk,
     metrics: &Arc<Metrics>,
+    map: watch::Receiver<Arc<ClusterMap>>,
 ) -> Result<Committer, StartError> {
     let number =
         |name| stored_number(&*storage, name).map_err(|error| StartError::Storage(error.to_string()));
@@ -445,7 +449,7 @@ fn start_committer(
         Hlc::new(Stamp(number(schema::META_CLOCK_BOUND)?), Duration::from_millis(config.clock.max_skew_ms));
     let minter = Minter::new(config.node.id, disk.incarnation, clock, number(schema::META_BIRTH_LEASE)?);
     let (durability, clock) = (config.node.durability, env.clock.clone());
-    Committer::start(storage, minter, durability, clock, metrics.clone(), env.commit)
+    Committer::start(storage, minter, durability, clock, metrics.clone(), map, env.commit)
         .map_err(|error| StartError::Storage(format!("the commit thread: {error}")))
 }
 

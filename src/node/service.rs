@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::coordinator::{Coordinator, place};
+use super::decrees::{ChangeError, decided_but};
 use super::gossip::GossipHandle;
 use super::maps::Maps;
 use super::peers::kept_to_wire;
@@ -12,17 +13,19 @@ use tokio::sync::oneshot;
 use crate::gossip::membership::Liveness;
 use crate::quorum::page::Single;
 use crate::replica::fetch;
-use crate::ring::layout::{ClusterMap, Member};
+use crate::ring::keyspaces::{Edit, KeyspaceChange};
+use crate::ring::layout::{ClusterMap, KeyspaceError, Member, NewKeyspace};
 use crate::ring::preflist::preference_list;
 use crate::rpc::proto::{self, answer, fetched, operation};
 use crate::rpc::requests::{
-    ClusterHandler, CreateKeyspaceError, ExplainView, GetDone, GetRequest, HintLogView, HintsView, KvHandler,
-    NewKeyspaceRequest, NodeView, ReplicaView, ScanPage, ScanRequest, StatusView, WriteDone, WriteRequest,
+    ChangeKeyspaceError, ClusterHandler, CreateKeyspaceError, ExplainView, GetDone, GetRequest, HintLogView,
+    HintsView, KvHandler, NewKeyspaceRequest, NodeView, ReplicaView, ScanPage, ScanRequest, StatusView,
+    WriteDone, WriteRequest,
 };
 use crate::rpc::transport::BoxFuture;
 use crate::telemetry::metrics::Verb;
-use crate::types::error::Failure;
-use crate::types::ids::NodeId;
+use crate::types::error::{Cause, Failure};
+use crate::types::ids::{MapVersion, NodeId};
 use crate::types::key::Key;
 use crate::types::policy::{Durability, Keyspace};
 use crate::version::codec;
@@ -274,7 +277,43 @@ impl ClusterHandler for NodeService {
     ) -> BoxFuture<'_, Result<(Keyspace, u64), CreateKeyspaceError>> {
         Box::pin(async move {
             let _admitted = self.coordinator.admit(0).map_err(CreateKeyspaceError::Failed)?;
-            self.maps.create_keyspace(&self.coordinator.driver.links, request).await
+            let NewKeyspaceRequest { name, conflicts, n, r, w, sloppy, ttl_ms } = request;
+            let wanted = NewKeyspace { name, conflicts, n, r, w, sloppy, ttl_ms };
+            let edit = Edit::new(KeyspaceChange::Create(wanted), None);
+            let made = self.maps.change_keyspaces(&self.coordinator.driver.links, edit).await;
+            made.map_err(|error| match error {
+                ChangeError::Refused(KeyspaceError::Exists(keyspace)) => {
+                    CreateKeyspaceError::Exists(keyspace)
+                }
+                ChangeError::Refused(KeyspaceError::Invalid(invalid)) => {
+                    CreateKeyspaceError::Invalid(invalid)
+                }
+                ChangeError::Refused(_) => CreateKeyspaceError::Failed(decided_but(Cause::TooFewAcks)),
+                ChangeError::Failed(failure) => CreateKeyspaceError::Failed(failure),
+            })
+        })
+    }
+
+    fn change_keyspace(
+        &self,
+        change: KeyspaceChange,
+        if_version: Option<MapVersion>,
+    ) -> BoxFuture<'_, Result<(Keyspace, u64), ChangeKeyspaceError>> {
+        Box::pin(async move {
+            let _admitted = self.coordinator.admit(0).map_err(ChangeKeyspaceError::Failed)?;
+            let edit = Edit::new(change, if_version);
+            let changed = self.maps.change_keyspaces(&self.coordinator.driver.links, edit).await;
+            changed.map_err(|error| match error {
+                ChangeError::Refused(KeyspaceError::Invalid(invalid)) => {
+                    ChangeKeyspaceError::Invalid(invalid)
+                }
+                ChangeError::Refused(KeyspaceError::Unknown(name)) => ChangeKeyspaceError::Unknown(name),
+                ChangeError::Refused(KeyspaceError::InDoubt) => {
+                    ChangeKeyspaceError::Failed(decided_but(Cause::TooFewAcks))
+                }
+                ChangeError::Refused(other) => ChangeKeyspaceError::Conflict(other.to_string()),
+                ChangeError::Failed(failure) => ChangeKeyspaceError::Failed(failure),
+            })
         })
     }
 

@@ -1,7 +1,8 @@
 //! One node, one key, one batch: what a replica does with its own storage.
 //!
 //! [`mint`] makes a new version at the coordinator, [`apply`] merges what came from elsewhere, [`fetch`] and
-//! [`scan`] read, [`requests`] remembers what became of writes with a request id. All are synchronous functions over `&dyn Storage` that return a batch to write; the commit
+//! [`scan`] read, [`requests`] remembers what became of writes with a request id, [`sweep`] finds what dropped keyspaces
+//! have left. All are synchronous functions over `&dyn Storage` that return a batch to write; the commit
 //! thread (`node/committer.rs`) is the one writer that calls the first two, so a read-modify-write of a key
 //! is never interleaved with another.
 //!
@@ -15,3 +16,4 @@ pub mod mint;
 pub mod requests;
 pub mod scan;
 pub mod stored;
+pub mod sweep;

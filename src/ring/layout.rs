@@ -147,12 +147,29 @@ pub struct NewKeyspace {
     pub ttl_ms: Option<u64>,
 }
 
-/// Why a keyspace was not made.
+/// Why a keyspace was not made, changed or dropped.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyspaceError {
     /// The name is taken, by this one.
     #[error("keyspace: {:?} exists already", .0.name)]
     Exists(Keyspace),
+    /// There is none of this name.
+    #[error("keyspace: there is no keyspace {0:?}")]
+    Unknown(String),
+    /// The one that was meant is gone, and another has its name.
+    #[error("keyspace: {0:?} was dropped and made anew meanwhile; nothing was changed")]
+    Replaced(String),
+    /// The change is for another version of the map.
+    #[error("if_version: is {wanted}, the cluster map is at {now}; nothing was changed")]
+    Moved {
+        /// The version that it is for.
+        wanted: MapVersion,
+        /// The version there is.
+        now: MapVersion,
+    },
+    /// The change may be in a version that was decided meanwhile.
+    #[error("the change may have been made")]
+    InDoubt,
     /// The policy breaks a rule.
     #[error(transparent)]
     Invalid(#[from] Invalid),

@@ -6,6 +6,7 @@
 //! every node alike; version k + 1 is decided by a single-decree Paxos ([`decree`]) among the nodes of map
 //! k, so two sides of a network partition can't both make it. [`placement`] computes the owners,
 //! [`preflist`] what a coordinator sees: home replicas, then fallbacks in an order that all compute alike.
+//! [`keyspaces`] says what a change of the keyspaces makes of the newest map, and when it must not be made.
 //!
 //! Why fixed partitions and a computed table, not random tokens: balance is exact (within one replica of
 //! the weighted share), the fewest replicas move when a node comes or goes, and a partition is one range
@@ -21,6 +22,7 @@
 
 pub mod decree;
 mod flow;
+pub mod keyspaces;
 pub mod layout;
 pub mod partition;
 pub mod placement;

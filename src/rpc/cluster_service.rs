@@ -6,9 +6,12 @@ use tonic::{Request, Response, Status};
 
 use super::convert;
 use super::proto::{self, cluster_server::Cluster};
-use super::requests::{ClusterHandler, CreateKeyspaceError};
-use crate::types::error::Failure;
+use super::requests::{ChangeKeyspaceError, ClusterHandler, CreateKeyspaceError};
+use crate::ring::keyspaces::KeyspaceChange;
+use crate::types::error::{Cause, Failure};
+use crate::types::ids::MapVersion;
 use crate::types::key::Key;
+use crate::types::policy::check_name;
 
 /// The service over a node.
 pub struct ClusterService<H> {
@@ -19,6 +22,16 @@ impl<H: ClusterHandler> ClusterService<H> {
     /// The service over `node`.
     pub fn new(node: Arc<H>) -> ClusterService<H> {
         ClusterService { node }
+    }
+}
+
+/// What a change of a keyspace that was not made is for the client.
+fn change_status(error: ChangeKeyspaceError) -> Status {
+    match error {
+        ChangeKeyspaceError::Invalid(invalid) => convert::status(&Failure::from(invalid)),
+        ChangeKeyspaceError::Unknown(name) => convert::status(&Failure::early(Cause::UnknownKeyspace(name))),
+        ChangeKeyspaceError::Conflict(message) => convert::overtaken(message),
+        ChangeKeyspaceError::Failed(failure) => convert::status(&failure),
     }
 }
 
@@ -97,6 +110,33 @@ impl<H: ClusterHandler> Cluster for ClusterService<H> {
             Err(CreateKeyspaceError::Invalid(invalid)) => Err(convert::status(&Failure::from(invalid))),
             Err(CreateKeyspaceError::Failed(failure)) => Err(convert::status(&failure)),
         }
+    }
+
+    async fn update_keyspace(
+        &self,
+        request: Request<proto::UpdateKeyspaceRequest>,
+    ) -> Result<Response<proto::UpdateKeyspaceResponse>, Status> {
+        let message = request.into_inner();
+        let if_version = message.if_version.map(MapVersion);
+        let change = convert::keyspace_update(message);
+        let change = change.map_err(|invalid| convert::status(&Failure::from(invalid)))?;
+        let changed = self.node.change_keyspace(change, if_version).await;
+        let (keyspace, map_version) = changed.map_err(change_status)?;
+        let keyspace = Some(convert::keyspace_info(&keyspace));
+        Ok(Response::new(proto::UpdateKeyspaceResponse { keyspace, map_version }))
+    }
+
+    async fn drop_keyspace(
+        &self,
+        request: Request<proto::DropKeyspaceRequest>,
+    ) -> Result<Response<proto::DropKeyspaceResponse>, Status> {
+        let proto::DropKeyspaceRequest { name, if_version } = request.into_inner();
+        let named = check_name("name", &name);
+        named.map_err(|invalid| convert::status(&Failure::from(invalid)))?;
+        let dropped = self.node.change_keyspace(KeyspaceChange::Drop(name), if_version.map(MapVersion)).await;
+        let (keyspace, map_version) = dropped.map_err(change_status)?;
+        let keyspace = Some(convert::keyspace_info(&keyspace));
+        Ok(Response::new(proto::DropKeyspaceResponse { keyspace, map_version }))
     }
 
     async fn list_keyspaces(

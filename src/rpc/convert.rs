@@ -12,6 +12,7 @@ use super::requests::{
     GetDone, GetRequest, NewKeyspaceRequest, ScanEntry, ScanPage, ScanRequest, WriteDone, WriteRequest,
     expires_for_wire,
 };
+use crate::ring::keyspaces::{KeyspaceChange, KeyspaceUpdate};
 use crate::ring::layout::{ClusterMap, Member};
 use crate::types::error::{Applied, Cause, Failure, Invalid};
 use crate::types::ids::{LayoutVersion, NodeId, RequestId};
@@ -215,6 +216,25 @@ pub fn new_keyspace(message: proto::CreateKeyspaceRequest) -> Result<NewKeyspace
     })
 }
 
+/// Validates a new policy.
+pub fn keyspace_update(message: proto::UpdateKeyspaceRequest) -> Result<KeyspaceChange, Invalid> {
+    let small = |field: &str, count: u32| {
+        let over = |_| Invalid::new(field, format!("is {count}, over the limit of {}", limits::N_MAX));
+        u8::try_from(count).map_err(over)
+    };
+    check_name("name", &message.name)?;
+    let update = KeyspaceUpdate {
+        r: message.r.map(|r| small("r", r)).transpose()?,
+        w: message.w.map(|w| small("w", w)).transpose()?,
+        sloppy: message.sloppy,
+        ttl_ms: message.ttl_ms.map(|ttl| (ttl > 0).then_some(ttl)),
+    };
+    if update == KeyspaceUpdate::default() {
+        return Err(Invalid::new("update", "is empty: one of r, w, sloppy and ttl_ms must be given"));
+    }
+    Ok(KeyspaceChange::Update(message.name, update))
+}
+
 /// The layout of a cluster map.
 pub fn layout_response(map: &ClusterMap) -> proto::LayoutResponse {
     let members = &map.layout.members;
@@ -355,6 +375,12 @@ fn status_with(code: Code, message: String, detail: proto::Failure, delay: Optio
 pub fn taken(message: String) -> Status {
     let detail = failure_detail(&Failure::early(Cause::Unavailable));
     status_with(Code::AlreadyExists, message, detail, None)
+}
+
+/// A status for a change that somebody else was faster than.
+pub fn overtaken(message: String) -> Status {
+    let detail = failure_detail(&Failure::early(Cause::Unavailable));
+    status_with(Code::Aborted, message, detail, None)
 }
 
 /// A failure as the node that ran a forwarded request tells it.

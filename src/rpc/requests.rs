@@ -8,8 +8,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::transport::BoxFuture;
+use crate::ring::keyspaces::KeyspaceChange;
 use crate::types::error::{Failure, Invalid};
-use crate::types::ids::{NodeId, RequestId};
+use crate::types::ids::{MapVersion, NodeId, RequestId};
 use crate::types::key::Key;
 use crate::types::policy::{Conflicts, Keyspace, Level};
 use crate::types::time::WallMs;
@@ -248,6 +249,19 @@ pub enum CreateKeyspaceError {
     Failed(Failure),
 }
 
+/// Why a keyspace was not changed or dropped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ChangeKeyspaceError {
+    /// A field breaks a rule.
+    Invalid(Invalid),
+    /// There is no keyspace of this name.
+    Unknown(String),
+    /// Somebody else was first, says this sentence.
+    Conflict(String),
+    /// It could not be decided.
+    Failed(Failure),
+}
+
 /// Answers the questions of operators.
 pub trait ClusterHandler: Send + Sync + 'static {
     /// Nodes and their states.
@@ -261,6 +275,13 @@ pub trait ClusterHandler: Send + Sync + 'static {
         &self,
         request: NewKeyspaceRequest,
     ) -> BoxFuture<'_, Result<(Keyspace, u64), CreateKeyspaceError>>;
+    /// Changes or drops a keyspace, on one version of the cluster map only if it says so: the keyspace as it is
+    /// now, or was, and the map version.
+    fn change_keyspace(
+        &self,
+        change: KeyspaceChange,
+        if_version: Option<MapVersion>,
+    ) -> BoxFuture<'_, Result<(Keyspace, u64), ChangeKeyspaceError>>;
     /// Where a key lives, and what each replica holds.
     fn explain(&self, keyspace: String, key: Key) -> BoxFuture<'_, Result<ExplainView, Failure>>;
 }

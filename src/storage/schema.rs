@@ -97,6 +97,13 @@ pub fn range_prefix(partition: PartitionId, keyspace: KeyspaceId) -> Vec<u8> {
     out
 }
 
+/// The range that the storage key of a record, damaged or not, lies in; `None` if it is none of a record.
+pub fn split_range(storage_key: &[u8]) -> Option<(PartitionId, KeyspaceId)> {
+    let [RECORD_TAG, p0, p1, k0, k1, k2, k3, ..] = storage_key else { return None };
+    let partition = PartitionId(u16::from_be_bytes([*p0, *p1]));
+    Some((partition, KeyspaceId(u32::from_be_bytes([*k0, *k1, *k2, *k3]))))
+}
+
 /// The prefix that the storage keys of all records of a partition share, and no other key has.
 pub fn partition_prefix(partition: PartitionId) -> Vec<u8> {
     let mut out = range_prefix(partition, KeyspaceId(0));
@@ -106,10 +113,8 @@ pub fn partition_prefix(partition: PartitionId) -> Vec<u8> {
 
 /// Takes apart the storage key of a record; `None` if it is not one.
 pub fn split_record_key(storage_key: &[u8]) -> Option<(PartitionId, KeyspaceId, Key)> {
-    let [RECORD_TAG, p0, p1, k0, k1, k2, k3, suffix @ ..] = storage_key else { return None };
-    let partition = PartitionId(u16::from_be_bytes([*p0, *p1]));
-    let keyspace = KeyspaceId(u32::from_be_bytes([*k0, *k1, *k2, *k3]));
-    Some((partition, keyspace, split_suffix(suffix)?))
+    let (partition, keyspace) = split_range(storage_key)?;
+    Some((partition, keyspace, split_suffix(&storage_key[RANGE_BYTES..])?))
 }
 
 /// Takes apart what [`record_suffix`] made; `None` if it is not that.
@@ -342,6 +347,7 @@ mod tests {
         fn keys_round_trip(place in any_place()) {
             let encoded = encode(&place);
             prop_assert_eq!(split_record_key(&encoded), Some(place.clone()));
+            prop_assert_eq!(split_range(&encoded), Some((place.0, place.1)));
             let suffix = record_suffix(&place.2);
             prop_assert_eq!(split_suffix(&suffix), Some(place.2.clone()));
             prop_assert_eq!([range_prefix(place.0, place.1), suffix].concat(), encoded);

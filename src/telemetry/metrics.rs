@@ -88,10 +88,16 @@ pub struct Metrics {
     pub hints_expired: Counter,
     /// Hints found damaged.
     pub hints_damaged: Counter,
+    /// Hints of dropped keyspaces.
+    pub hints_dropped: Counter,
     /// Hints kept now.
     pub hints_waiting: Gauge<u64, AtomicU64>,
     /// Their bytes.
     pub hint_bytes: Gauge<u64, AtomicU64>,
+    /// Records of dropped keyspaces that were deleted.
+    pub swept_records: Counter,
+    /// 1 while there may be more of them.
+    pub sweeping: Gauge<i64>,
     /// Request ids remembered.
     pub requests_remembered: Gauge<u64, AtomicU64>,
     /// Requests that had been carried out before, under their request id.
@@ -151,8 +157,19 @@ impl Default for Metrics {
             hints_delivered: register!("hints_delivered", "Hints brought home", Counter::default()),
             hints_expired: register!("hints_expired", "Hints that were too old", Counter::default()),
             hints_damaged: register!("hints_damaged", "Hints found damaged", Counter::default()),
+            hints_dropped: register!("hints_dropped", "Hints of dropped keyspaces", Counter::default()),
             hints_waiting: register!("hints_waiting", "Hints kept now", Gauge::default()),
             hint_bytes: register!("hint_bytes", "Bytes of the hints kept now", Gauge::default()),
+            swept_records: register!(
+                "swept_records",
+                "Records of dropped keyspaces that were deleted",
+                Counter::default()
+            ),
+            sweeping: register!(
+                "sweeping",
+                "Whether records of dropped keyspaces may be left",
+                Gauge::default()
+            ),
             requests_remembered: register!("requests_remembered", "Request ids remembered", Gauge::default()),
             requests_repeated: register!(
                 "requests_repeated",

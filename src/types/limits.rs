@@ -136,6 +136,19 @@ pub const HINT_PAGE_ITEMS: usize = 1_000;
 /// Bytes after which a page of hints is closed.
 pub const HINT_PAGE_BYTES: u64 = 1 << 20;
 
+/// Records of dropped keyspaces deleted in one batch: the commit thread does nothing else for a few
+/// milliseconds.
+pub const SWEEP_RECORDS: usize = 128;
+/// Bytes of records after which such a batch is closed: each is read before it is deleted.
+pub const SWEEP_BYTES: usize = 1 << 20;
+/// Ranges of keys looked into before a sweep gives way to others: a millisecond.
+pub const SWEEP_RANGES: usize = 64;
+/// How long a sweep rests for each millisecond that a batch took: it takes half of an idle disk, and a tenth of
+/// one that serves clients.
+pub const SWEEP_REST: (u32, u32) = (1, 9);
+/// The longest rest, and how long it waits after an error of the storage.
+pub const SWEEP_REST_MAX: Duration = Duration::from_secs(1);
+
 /// Most entries in one page of a scan.
 pub const SCAN_PAGE_ITEMS: usize = 1_000;
 /// Bytes of records after which a page of a scan is closed.
@@ -189,6 +202,7 @@ const _: () = assert!(CLOCK_LEASE.as_millis() * 2 < CLOCK_SKEW_DEFAULT.as_millis
 const _: () = assert!(HEDGE_AFTER.as_millis() * 10 < TIMEOUT_DEFAULT.as_millis());
 const _: () = assert!(ENVELOPE_BYTES < MESSAGE_BYTES_MAX && SCAN_PAGE_BYTES < MESSAGE_BYTES_MAX);
 const _: () = assert!(HINT_WINDOW_BYTES.0 < HINT_WINDOW_BYTES.1 && HINT_WINDOW_BYTES.1 < LINK_BYTES as u64);
+const _: () = assert!(SWEEP_RECORDS <= COMMIT_GROUP && SWEEP_REST.0 < SWEEP_REST.1);
 const _: () = assert!(HINT_TARGET_BYTES_DEFAULT <= HINT_TOTAL_BYTES_DEFAULT);
 const _: () = assert!(NODES_MAX < u16::MAX as usize);
 const _: () = assert!(GOSSIP_ADDRESS_BYTES + NAME_BYTES + 128 <= GOSSIP_STATE_BYTES);

@@ -364,6 +364,20 @@ impl Cluster for Fake {
         Err(Status::unimplemented("create"))
     }
 
+    async fn update_keyspace(
+        &self,
+        _: Request<UpdateKeyspaceRequest>,
+    ) -> Result<Response<UpdateKeyspaceResponse>, Status> {
+        Err(Status::unimplemented("update"))
+    }
+
+    async fn drop_keyspace(
+        &self,
+        _: Request<DropKeyspaceRequest>,
+    ) -> Result<Response<DropKeyspaceResponse>, Status> {
+        Err(Status::unimplemented("drop"))
+    }
+
     async fn list_keyspaces(
         &self,
         _: Request<ListKeyspacesRequest>,

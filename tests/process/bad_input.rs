@@ -284,7 +284,8 @@ async fn broken_grpc_messages_are_refused() {
         bodies.push((format!("a cut message {round}"), frame(0, size(cut), cut)));
     }
     let kv_paths = ["Put", "Get", "Delete", "Scan"].map(|verb| format!("/quoral.v1.Kv/{verb}"));
-    let admin = ["CreateKeyspace", "Explain", "Status"].map(|verb| format!("/quoral.v1.Cluster/{verb}"));
+    let admin = ["CreateKeyspace", "UpdateKeyspace", "DropKeyspace", "Explain", "Status"]
+        .map(|verb| format!("/quoral.v1.Cluster/{verb}"));
     let peers = ["Hello", "Exchange", "PullMap", "Decree"].map(|verb| format!("/quoral.v1.Peer/{verb}"));
     let mut seen = BTreeSet::new();
     for (at, paths) in [(client, [&kv_paths[..], &admin[..]].concat()), (peer, peers.to_vec())] {

@@ -17,6 +17,7 @@ mod cluster;
 mod crashes;
 mod dev;
 mod hints;
+mod keyspaces;
 mod load;
 mod ownership;
 mod retries;

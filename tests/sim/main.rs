@@ -13,6 +13,7 @@ mod clock;
 mod cluster;
 mod draw;
 mod history;
+mod keyspaces;
 mod nemesis;
 mod net;
 mod scenarios;

@@ -70,6 +70,18 @@ impl Service for Handle {
     ) -> Result<Response<CreateKeyspaceResponse>, Status> {
         self.answer(&r).await
     }
+    async fn update_keyspace(
+        &self,
+        r: Request<proto::UpdateKeyspaceRequest>,
+    ) -> Result<Response<proto::UpdateKeyspaceResponse>, Status> {
+        self.answer(&r).await
+    }
+    async fn drop_keyspace(
+        &self,
+        r: Request<proto::DropKeyspaceRequest>,
+    ) -> Result<Response<proto::DropKeyspaceResponse>, Status> {
+        self.answer(&r).await
+    }
     async fn list_keyspaces(
         &self,
         r: Request<ListKeyspacesRequest>,
