@@ -42,11 +42,13 @@ pub enum Canary {
     StaleMap,
     /// Bytes in flight on a link are not given back when it breaks (F28).
     BytesLeaked,
+    /// A hint is forgotten when it is its turn, and not sent.
+    HintDropped,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Canary; 15] = [
+    pub const ALL: [Canary; 16] = [
         Canary::AckBeforeSync,
         Canary::UnsyncedRead,
         Canary::NotFoundWins,
@@ -62,6 +64,7 @@ impl Canary {
         Canary::VotesIgnored,
         Canary::StaleMap,
         Canary::BytesLeaked,
+        Canary::HintDropped,
     ];
 }
 

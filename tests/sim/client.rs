@@ -14,8 +14,9 @@ use quoral::rpc::proto::cluster_client::ClusterClient;
 use quoral::rpc::proto::kv_client::KvClient;
 use quoral::rpc::proto::{self, delete_request, get_request, put_request, scan_request};
 use quoral::types::error::Applied;
+use quoral::types::ids::NodeId;
 use quoral::types::key::Position;
-use quoral::version::codec;
+use quoral::version::codec::{self, ClientContext};
 use tonic::Status;
 use tonic::transport::Channel;
 
@@ -88,6 +89,7 @@ impl Client {
             end: u64::MAX,
             ended_ms: u64::MAX,
             outcome: Outcome::Waiting,
+            made_by: None,
         })
     }
 
@@ -212,6 +214,8 @@ impl Client {
         let outcome = match answer {
             None => Outcome::Late,
             Some(Ok((context, stamp))) => {
+                let before = self.seen.get(&place(ask)).map(|seen| seen.context.clone()).unwrap_or_default();
+                self.recorder.made_by(number, maker(ask, &before, &context));
                 self.seen.insert(place(ask), Seen { context, values });
                 Outcome::Wrote(stamp)
             }
@@ -343,10 +347,20 @@ fn value_of(bytes: &[u8]) -> Value {
 
 /// The stamp in a context: of a tombstone there is no other trace.
 fn stamp_of(ask: &Ask, context: &[u8]) -> u64 {
-    if context.is_empty() {
-        return 0;
-    }
+    decoded(ask, context).map_or(0, |context| context.stamp.0)
+}
+
+/// What is in a context; none if it is empty.
+fn decoded(ask: &Ask, context: &[u8]) -> Option<ClientContext> {
     let position = Position::of(&ask.space.name, ask.key.as_bytes());
-    let context = codec::decode_context(context, codec::key_tag(position, b""));
-    context.expect("the node's own context").stamp.0
+    let decode = || codec::decode_context(context, codec::key_tag(position, b""));
+    (!context.is_empty()).then(|| decode().expect("the node's own context"))
+}
+
+/// The node whose dot is in the context after a write and not in the one before. Stamps have no such name.
+fn maker(ask: &Ask, before: &[u8], after: &[u8]) -> Option<NodeId> {
+    let before = decoded(ask, before).map(|context| context.dots).unwrap_or_default();
+    let after = decoded(ask, after)?.dots;
+    let lines = after.vector().keys().chain(after.dots().iter().map(|dot| &dot.actor));
+    lines.into_iter().find(|actor| after.top(actor) > before.top(actor)).map(|actor| actor.node)
 }

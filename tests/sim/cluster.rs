@@ -31,7 +31,7 @@ use turmoil::Sim;
 
 use crate::check::Finding;
 use crate::check::honest::Gauge;
-use crate::check::state::MapWatch;
+use crate::check::state::{HintWatch, MapWatch};
 use crate::clock::{EPOCH_MS, Offset, SimClock};
 use crate::draw::default_space;
 use crate::history::{Recorder, Space};
@@ -39,6 +39,9 @@ use crate::net::{Loss, SimNetwork};
 
 /// How long a simulation may go on before it counts as hung.
 const SIMULATION_MAX: Duration = Duration::from_secs(300);
+
+/// How often hints and gauges are looked at.
+const SAMPLE_MS: u64 = 20;
 
 /// The network's latency, and how the hosts take turns.
 #[derive(Debug, Clone, Copy)]
@@ -141,8 +144,9 @@ pub struct Cluster {
     up: Vec<bool>,
     gauges: BTreeMap<String, Gauge>,
     map_watch: MapWatch,
-    /// Nodes that went back to an older cluster map.
-    pub went_back: Vec<Finding>,
+    hint_watch: HintWatch,
+    /// What was seen to be wrong as it went on.
+    pub seen_wrong: Vec<Finding>,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -309,7 +313,6 @@ impl Cluster {
         let names = hosts.iter().map(|host| host.name.clone()).collect();
         let up = vec![true; hosts.len()];
         let (recorder, gauges) = (Recorder::default(), BTreeMap::new());
-        let (map_watch, went_back) = (MapWatch::default(), Vec::new());
         Cluster {
             sim,
             hosts,
@@ -320,8 +323,9 @@ impl Cluster {
             first_map,
             up,
             gauges,
-            map_watch,
-            went_back,
+            map_watch: MapWatch::default(),
+            hint_watch: HintWatch::default(),
+            seen_wrong: Vec::new(),
             _turn: turn,
         }
     }
@@ -338,10 +342,12 @@ impl Cluster {
 
     /// One more tick; whether all clients are done.
     pub fn step(&mut self) -> bool {
-        match self.sim.step() {
+        let done = match self.sim.step() {
             Ok(done) => done,
             Err(error) => panic!("the simulation ended at {} ms: {error}", self.now_ms()),
-        }
+        };
+        self.watch();
+        done
     }
 
     /// Steps until all clients are done.
@@ -385,6 +391,7 @@ impl Cluster {
         self.sim.crash(name);
         self.hosts[host].ready.store(false, Ordering::Relaxed);
         let lost = self.hosts[host].storage.crash_with(seed);
+        self.hint_watch.forget(self.hosts[host].id);
         self.recorder.note(self.now_ms(), &format!("n{} crash silent={silent} lost={lost}", host + 1));
         self.up[host] = false;
     }
@@ -483,12 +490,27 @@ impl Cluster {
         services.map(|service| service.coordinator.driver.hints.count()).sum()
     }
 
-    /// Looks at all gauges, and at the version of each node's cluster map.
-    pub fn sample(&mut self) {
+    /// Looks at the version of each node's cluster map; now and then at all hints and gauges.
+    fn watch(&mut self) {
         for host in &self.hosts {
             let version = host.service().map(|service| service.maps.current().version);
-            self.went_back.extend(version.and_then(|version| self.map_watch.saw(host.id, version)));
+            self.seen_wrong.extend(version.and_then(|version| self.map_watch.saw(host.id, version)));
         }
+        if !self.now_ms().is_multiple_of(SAMPLE_MS) {
+            return;
+        }
+        let disk = |node: NodeId| {
+            let host = self.hosts.iter().find(|host| host.id == node)?;
+            Some(&*host.storage as &dyn Storage)
+        };
+        for host in &self.hosts {
+            self.seen_wrong.extend(self.hint_watch.saw(host.id, &*host.storage, disk));
+        }
+        self.sample();
+    }
+
+    /// Looks at all gauges.
+    fn sample(&mut self) {
         for (name, count, limit) in self.counts() {
             let gauge = self.gauges.entry(name.clone()).or_insert(Gauge { name, most: 0, limit, left: 0 });
             gauge.most = gauge.most.max(count);

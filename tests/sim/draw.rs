@@ -39,6 +39,25 @@ pub struct Mix {
     pub clocks: bool,
     /// Wall clocks jump further than is allowed.
     pub wild_clocks: bool,
+    /// All wall clocks are ahead, and set right while no node runs.
+    pub clocks_back: bool,
+    /// Hosts lose first the others, then their power.
+    pub torn: bool,
+    /// Several disks are full at once.
+    pub full_cluster: bool,
+}
+
+/// What some clients do besides a bit of everything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Habit {
+    /// Nothing.
+    None,
+    /// A key is read again and again, each time through another node, as behind a load balancer.
+    Reload,
+    /// A key is written again at once through another node, by somebody who has not read it.
+    Twice,
+    /// A keyspace is made for each tenant, and used at once, by those too who did not wait for it.
+    Tenants,
 }
 
 impl Mix {
@@ -58,6 +77,9 @@ impl Mix {
             full_disks: rng.random_bool(often),
             clocks: rng.random_bool(often),
             wild_clocks: rng.random_bool(often * 0.5),
+            clocks_back: rng.random_bool(often * 0.5),
+            torn: rng.random_bool(often),
+            full_cluster: rng.random_bool(often * 0.5),
         }
     }
 }
@@ -79,6 +101,8 @@ pub struct Draw {
     pub hop: f64,
     /// How often a request names its own quorum.
     pub own_level: f64,
+    /// What its clients do besides a bit of everything.
+    pub habit: Habit,
     /// How long the faults go on.
     pub chaos_ms: u64,
 }
@@ -153,6 +177,7 @@ pub fn draw(seed: u64, canary: Option<Canary>) -> Draw {
         pause_ms: one_of(rng, [8, 40, 150]),
         hop: one_of(rng, [0.1, 0.5, 1.0]),
         own_level: one_of(rng, [0.0, 0.0, 0.2]),
+        habit: one_of(rng, [Habit::None, Habit::None, Habit::Reload, Habit::Twice, Habit::Tenants]),
         chaos_ms: rng.random_range(6_000..=10_000),
     }
 }
@@ -174,14 +199,22 @@ mod tests {
     #[test]
     fn seeds_draw_all_of_the_world() {
         let (mut sizes, mut spaces, mut deeds) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let (mut habits, mut rare) = (BTreeSet::new(), BTreeSet::new());
         for seed in 0..2_000 {
             let draw = draw(seed, None);
             let nodes = draw.setup.zones.len();
             sizes.insert(nodes);
+            habits.insert(draw.habit);
+            let Mix { clocks_back, torn, full_cluster, .. } = draw.mix;
+            rare.extend(
+                [clocks_back, torn, full_cluster].iter().enumerate().filter(|(_, on)| **on).map(|(at, _)| at),
+            );
             spaces.extend(draw.setup.spaces.iter().map(|s| (s.conflicts, s.n, s.r + s.w > s.n)));
             deeds.extend(Plan::draw(seed, draw.mix, nodes, draw.clients, 0, draw.chaos_ms).kinds());
         }
         assert_eq!(sizes, (3..=9).collect());
+        assert_eq!(rare.len(), 3, "{rare:?}");
+        assert_eq!(habits, [Habit::None, Habit::Reload, Habit::Twice, Habit::Tenants].into());
         for conflicts in [Conflicts::Lww, Conflicts::Siblings] {
             let drawn = |n| {
                 spaces.contains(&(conflicts, n, true)) && (n == 1 || spaces.contains(&(conflicts, n, false)))

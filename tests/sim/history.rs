@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use quoral::types::ids::NodeId;
 use quoral::types::policy::Conflicts;
 
 /// A place in the order of all events.
@@ -102,6 +103,8 @@ pub struct Op {
     pub ended_ms: u64,
     /// The answer.
     pub outcome: Outcome,
+    /// The node that made the acknowledged version, where its context tells.
+    pub made_by: Option<NodeId>,
 }
 
 impl Op {
@@ -225,6 +228,11 @@ impl Recorder {
     /// Notes that a write has a request id.
     pub fn named(&self, number: usize) {
         self.lock().ops[number].named = true;
+    }
+
+    /// Notes which node made the version of a write that is about to end.
+    pub fn made_by(&self, number: usize, node: Option<NodeId>) {
+        self.lock().ops[number].made_by = node;
     }
 
     /// Notes an operation's end.

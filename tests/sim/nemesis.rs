@@ -272,12 +272,12 @@ fn one_kind<const N: usize>(rng: &mut StdRng, kinds: [bool; N]) -> Option<usize>
 fn pairs(rng: &mut StdRng, nodes: usize, clients: usize) -> Vec<(usize, usize)> {
     let node = rng.random_range(0..nodes);
     let other = (node + rng.random_range(1..nodes)) % nodes;
-    let mut pairs: Vec<(usize, usize)> = match rng.random_range(0..7) {
+    let mut pairs: Vec<(usize, usize)> = match rng.random_range(0..9) {
         0 | 1 => (0..nodes).filter(|n| *n != node).map(|n| (node, n)).collect(),
         2 => (0..nodes + clients).filter(|n| *n != node).map(|n| (node, n)).collect(),
-        3 => vec![(node, other)],
-        4 => vec![(node, nodes + rng.random_range(0..clients))],
-        5 => {
+        3..=5 => vec![(node, other)],
+        6 => vec![(node, nodes + rng.random_range(0..clients))],
+        7 => {
             let half = rng.random_range(1..nodes);
             (0..half).flat_map(|a| (half..nodes).map(move |b| (a, b))).collect()
         }
@@ -316,8 +316,20 @@ fn host_fault(
     deeds: &mut Vec<(u64, Deed)>,
 ) {
     let Mix { crashes, blackouts, disk_errors, slow_disks, full_disks, clocks, wild_clocks, .. } = kinds;
+    let Mix { clocks_back, torn, full_cluster, .. } = kinds;
     let host = rng.random_range(0..nodes);
-    let on = [crashes, blackouts, disk_errors, slow_disks, full_disks, clocks, wild_clocks];
+    let on = [
+        crashes,
+        blackouts,
+        disk_errors,
+        slow_disks,
+        full_disks,
+        clocks,
+        wild_clocks,
+        clocks_back,
+        torn,
+        full_cluster,
+    ];
     let Some(kind) = one_kind(rng, on) else { return };
     match kind {
         0 => {
@@ -362,7 +374,7 @@ fn host_fault(
             let offset = rng.random_range(0..=200);
             deeds.push((at, Deed::Fail(host, HostFault::Clock { offset })));
         }
-        _ => {
+        6 => {
             let offset = rng.random_range(600..=1_500);
             deeds.push((at, Deed::Fail(host, HostFault::Clock { offset })));
             if rng.random_bool(0.5) {
@@ -378,5 +390,32 @@ fn host_fault(
             }
             deeds.push((at + length, Deed::Mend(host)));
         }
+        7 => set_clocks_right(rng, nodes, at, length, deeds),
+        8 => {
+            // What it took meanwhile is on its disk alone, and no hint tells of the last of it.
+            deeds.push((at, Deed::Fail(host, HostFault::Alone)));
+            let crash = at + rng.random_range(20..=length.min(800));
+            deeds.push((crash, Deed::Fail(host, HostFault::Crash { silent: rng.random_bool(0.5) })));
+            deeds.push((crash + rng.random_range(20..=500), Deed::Start(host)));
+        }
+        _ => {
+            for host in (host..host + rng.random_range(2..=nodes)).map(|host| host % nodes) {
+                let spare = rng.random_range(0..200);
+                deeds.push((at, Deed::Fail(host, HostFault::FullDisk { spare })));
+                deeds.push((at + length, Deed::Mend(host)));
+            }
+        }
+    }
+}
+
+/// A wrong source of time leads all clocks astray together. Somebody sees it, stops all nodes, sets the clocks right,
+/// and starts the nodes: nobody is left who knows how far the stamps were.
+fn set_clocks_right(rng: &mut StdRng, nodes: usize, at: u64, length: u64, deeds: &mut Vec<(u64, Deed)>) {
+    let offset = rng.random_range(600..=1_500);
+    for host in 0..nodes {
+        deeds.push((at, Deed::Fail(host, HostFault::Clock { offset })));
+        deeds.push((at + length, Deed::Fail(host, HostFault::Crash { silent: false })));
+        deeds.push((at + length + 10, Deed::Mend(host)));
+        deeds.push((at + length + rng.random_range(20..=100), Deed::Start(host)));
     }
 }

@@ -1,10 +1,13 @@
 //! One scenario of the swarm: chaos drawn from a seed, then calm, then the checks.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use quoral::canary::Canary;
+use quoral::ring::layout::ClusterMap;
 use quoral::ring::preflist::homes;
+use quoral::types::ids::NodeId;
 use quoral::types::key::Position;
 
 use crate::check::state::{f23_one_map, g7_converges, holding};
@@ -13,7 +16,7 @@ use crate::client::{Ask, Client};
 use crate::clock::now_ms;
 use crate::cluster::Cluster;
 use crate::draw::{Draw, default_space, draw};
-use crate::history::{Op, Outcome, digest};
+use crate::history::{Op, Outcome, Space, digest};
 use crate::nemesis::Plan;
 use crate::story::story;
 use crate::workload::{add_client, keys};
@@ -22,8 +25,6 @@ use crate::workload::{add_client, keys};
 pub const RECOVERY_MS: u64 = 3_000;
 /// How long after the repair all hints must be home: a refused one waits for a second, a few may be refused twice.
 const HINTS_HOME_MS: u64 = 10_000;
-/// How often the gauges are looked at.
-const SAMPLE_MS: u64 = 20;
 
 /// What came of it.
 pub struct Report {
@@ -59,9 +60,6 @@ pub fn run(seed: u64, canary: Option<Canary>) -> Report {
     loop {
         let done = cluster.step();
         plan.act(&mut cluster);
-        if cluster.now_ms().is_multiple_of(SAMPLE_MS) {
-            cluster.sample();
-        }
         if done && plan.is_over() {
             break;
         }
@@ -73,18 +71,18 @@ pub fn run(seed: u64, canary: Option<Canary>) -> Report {
         wrong.push(Finding::new("recovery", format!("took {recovery_ms} ms, over {RECOVERY_MS} ms")));
     }
     wrong.extend(calm(&mut cluster, &draw, patience));
-    let ops = cluster.recorder.ops();
+    let (ops, maps) = (cluster.recorder.ops(), cluster.maps());
+    let newest = maps.iter().map(|(_, map)| map).max_by_key(|map| map.version);
+    let newest = &newest.unwrap_or(&cluster.first_map).clone();
     wrong.extend(check(&ops));
     wrong.extend(honest::g8_deadlines(&ops, &spans, draw.clients));
-    wrong.extend(honest::f13_stamps_grow(&ops, |op| is_only_home(&cluster, op)));
+    wrong.extend(honest::f13_stamps_grow(&ops, |op| coordinator(&cluster, newest, op)));
     wrong.extend(cluster.missing().into_iter().map(|text| Finding::new("recovery", text)));
     wrong.extend(honest::g9_bounded(&cluster.gauges()));
-    wrong.append(&mut cluster.went_back);
-    let maps = cluster.maps();
+    wrong.append(&mut cluster.seen_wrong);
     wrong.extend(f23_one_map(&maps, &cluster.recorder.creations()));
-    let newest = maps.into_iter().map(|(_, map)| map).max_by_key(|map| map.version);
     let holdings: Vec<_> = cluster.hosts.iter().map(|host| (host.id, holding(&*host.storage))).collect();
-    wrong.extend(g7_converges(newest.as_ref().unwrap_or(&cluster.first_map), &holdings));
+    wrong.extend(g7_converges(newest, &holdings));
     let trace = cluster.recorder.trace();
     let summary = summary(seed, &draw, &ops, recovery_ms, cluster.now_ms(), &digest(&trace));
     let story = story(&wrong, &ops, &cluster.recorder.notes());
@@ -109,13 +107,16 @@ fn summary(seed: u64, draw: &Draw, ops: &[Op], recovery_ms: u64, simulated_ms: u
     )
 }
 
-/// Whether the node that was asked is the key's one home replica, and so the write's coordinator. Of several homes
-/// one may hand a write on to another.
-fn is_only_home(cluster: &Cluster, op: &Op) -> bool {
-    let map = &cluster.first_map;
-    let Some(keyspace) = map.keyspace(&op.space.name) else { return false };
+/// The coordinator of a write: the node that its context names, or the one that was asked, if that is the key's one
+/// home replica. Of several homes one may hand a write on to another.
+fn coordinator(cluster: &Cluster, map: &ClusterMap, op: &Op) -> Option<NodeId> {
+    if op.made_by.is_some() {
+        return op.made_by;
+    }
+    let keyspace = map.keyspace(&op.space.name)?;
     let partition = map.partitions.of(Position::of(&keyspace.name, op.key.as_bytes()));
-    homes(map, keyspace, partition) == [cluster.hosts[op.node].id]
+    let asked = cluster.hosts[op.node].id;
+    (homes(map, keyspace, partition) == [asked]).then_some(asked)
 }
 
 /// Writes through every node until all replicas have taken one; how long that took.
@@ -143,6 +144,19 @@ pub fn recover(cluster: &mut Cluster, patience: Duration) -> u64 {
     *slowest.lock().expect("no panic while it is held")
 }
 
+/// The keys of keyspaces made on the way that may have been written, and a node to read each through.
+fn written_elsewhere(cluster: &Cluster, draw: &Draw) -> Vec<(usize, Arc<Space>, String)> {
+    let ops = cluster.recorder.ops();
+    let (drawn, maps) = (&draw.setup.spaces, cluster.maps());
+    let exists = |space: &Space| maps.iter().any(|(_, map)| map.keyspace(&space.name).is_some());
+    let made = |op: &&Op| !drawn.contains(&op.space) && exists(&op.space);
+    let written = ops.iter().filter(|op| op.may_have_written()).filter(made);
+    let places: BTreeSet<(Arc<Space>, String)> =
+        written.map(|op| (op.space.clone(), op.key.clone())).collect();
+    let nodes = cluster.hosts.len();
+    places.into_iter().enumerate().map(|(turn, (space, key))| (turn % nodes, space, key)).collect()
+}
+
 /// With nothing wrong any more: every key is read through every node from all replicas.
 fn calm(cluster: &mut Cluster, draw: &Draw, patience: Duration) -> Vec<Finding> {
     // What is under way from before the repair ends at its deadline, at the latest.
@@ -157,7 +171,7 @@ fn calm(cluster: &mut Cluster, draw: &Draw, patience: Duration) -> Vec<Finding> 
     let wrong = Arc::new(Mutex::new(Vec::new()));
     let (recorder, names, spaces) =
         (cluster.recorder.clone(), cluster.node_names(), draw.setup.spaces.clone());
-    let (found, keys) = (wrong.clone(), keys(draw.keys));
+    let (found, keys, made) = (wrong.clone(), keys(draw.keys), written_elsewhere(cluster, draw));
     cluster.client("reader", async move {
         let mut reader = Client::new(200, &names, patience, recorder);
         let find =
@@ -180,6 +194,12 @@ fn calm(cluster: &mut Cluster, draw: &Draw, patience: Duration) -> Vec<Finding> 
             let ask = Ask { node: 0, space, key: String::new(), timeout_ms: 2_000, level };
             if !reader.scan(&ask, &keys).await {
                 find(format!("in the calm, {} could not be scanned", ask.space.name));
+            }
+        }
+        for (node, space, key) in made {
+            let ask = Ask { node, level: Some(space.n), space, key, timeout_ms: 2_000 };
+            if !reader.get(&ask).await {
+                find(format!("in the calm, {}/{} could not be read", ask.space.name, ask.key));
             }
         }
         tokio::time::sleep(Duration::from_secs(1)).await;

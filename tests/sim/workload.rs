@@ -11,8 +11,11 @@ use rand::{RngExt, SeedableRng};
 use crate::client::{Ask, Client};
 use crate::clock::now_ms;
 use crate::cluster::{Cluster, mix};
-use crate::draw::{Draw, space};
+use crate::draw::{Draw, Habit, space};
 use crate::history::Space;
+
+/// How many tenants may get a keyspace.
+const TENANTS: usize = 24;
 
 /// The keys of a keyspace that clients use.
 pub fn keys(count: usize) -> Vec<String> {
@@ -26,6 +29,11 @@ struct Habits {
     keys: Vec<String>,
     hop: f64,
     own_level: f64,
+    habit: Habit,
+    /// In the order in which they come, evenly over the time of the chaos.
+    tenants: Vec<Arc<Space>>,
+    began_ms: u64,
+    chaos_ms: u64,
 }
 
 impl Habits {
@@ -38,6 +46,9 @@ impl Habits {
 
     async fn turn(&self, rng: &mut StdRng, client: &mut Client, node: usize) {
         let ask = self.ask(rng, node);
+        if self.habit != Habit::None && rng.random_bool(0.6) {
+            return self.habitual(rng, client, ask).await;
+        }
         match rng.random_range(0..80) {
             0..34 => drop(client.get(&ask).await),
             34..42 => drop(client.delete(&ask).await),
@@ -73,6 +84,43 @@ impl Habits {
         }
     }
 
+    /// What clients of this scenario are in the habit of.
+    async fn habitual(&self, rng: &mut StdRng, client: &mut Client, ask: Ask) {
+        let first = ask.node;
+        // Each node once, in an order of its own.
+        let step = if rng.random_bool(0.5) { 1 } else { self.nodes - 1 };
+        let through = move |turn: usize| (first + turn * step) % self.nodes;
+        match self.habit {
+            Habit::None => {}
+            Habit::Reload => {
+                for turn in 0..self.nodes.min(4) {
+                    client.get(&Ask { node: through(turn), ..ask.clone() }).await;
+                }
+            }
+            Habit::Twice => {
+                for turn in 0..2 {
+                    client.forget(&ask);
+                    client.put(&Ask { node: through(turn), ..ask.clone() }).await;
+                }
+            }
+            Habit::Tenants => {
+                let (at, last) = (now_ms().saturating_sub(self.began_ms), self.tenants.len() - 1);
+                let newest = usize::try_from(at * self.tenants.len() as u64 / self.chaos_ms).unwrap_or(last);
+                let number = newest.min(last).saturating_sub(rng.random_range(0..3));
+                let space = self.tenants[number].clone();
+                let ask = Ask { space: space.clone(), level: None, ..ask };
+                match rng.random_range(0..3) {
+                    0 => {
+                        client.create(first, (*space).clone()).await;
+                        client.put(&ask).await;
+                    }
+                    1 => drop(client.put(&ask).await),
+                    _ => drop(client.get(&ask).await),
+                }
+            }
+        }
+    }
+
     /// Several requests at once, without contexts.
     async fn burst(&self, rng: &mut StdRng, client: &Client, ask: &Ask) {
         let mut requests = tokio::task::JoinSet::new();
@@ -90,6 +138,13 @@ impl Habits {
     }
 }
 
+/// Tenants' keyspaces, which are the same to all clients of a scenario.
+fn tenants(draw: &Draw) -> Vec<Arc<Space>> {
+    let mut rng = StdRng::seed_from_u64(mix(draw.setup.seed, 5, 0));
+    let nodes = draw.setup.zones.len();
+    (0..TENANTS).map(|number| Arc::new(space(&mut rng, format!("tenant-{number}"), nodes))).collect()
+}
+
 /// Adds a client that goes on until the chaos ends.
 pub fn add_client(cluster: &mut Cluster, draw: &Draw, number: usize, patience: Duration) {
     let habits = Habits {
@@ -98,6 +153,10 @@ pub fn add_client(cluster: &mut Cluster, draw: &Draw, number: usize, patience: D
         keys: keys(draw.keys),
         hop: draw.hop,
         own_level: draw.own_level,
+        habit: draw.habit,
+        tenants: tenants(draw),
+        began_ms: cluster.now_ms(),
+        chaos_ms: draw.chaos_ms,
     };
     let (pause_ms, until) = (draw.pause_ms, cluster.now_ms() + draw.chaos_ms + 500);
     let (names, recorder) = (cluster.node_names(), cluster.recorder.clone());

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use quoral::types::ids::NodeId;
+
 use super::Finding;
 use crate::history::{Action, Op, Outcome, Value};
 
@@ -99,12 +101,13 @@ pub fn g9_bounded(gauges: &[Gauge]) -> Vec<Finding> {
 }
 
 /// F13: of two acknowledged writes of one coordinator, one over before the other began, the later has the
-/// greater stamp, whatever its key and whatever happened between. `coordinates` says whether a node is the
-/// coordinator of what it is asked, which it surely is for keys of which it is the one home replica.
-pub fn f13_stamps_grow(ops: &[Op], coordinates: impl Fn(&Op) -> bool) -> Vec<Finding> {
-    let mut nodes: BTreeMap<usize, Vec<(u64, &Op)>> = BTreeMap::new();
-    for op in ops.iter().filter(|op| op.is_acked() && coordinates(op)) {
-        nodes.entry(op.node).or_default().extend(op.stamp().map(|stamp| (stamp, op)));
+/// greater stamp, whatever its key and whatever happened between. `coordinator` says who that was, if it is known.
+pub fn f13_stamps_grow(ops: &[Op], coordinator: impl Fn(&Op) -> Option<NodeId>) -> Vec<Finding> {
+    let mut nodes: BTreeMap<NodeId, Vec<(u64, &Op)>> = BTreeMap::new();
+    for op in ops.iter().filter(|op| op.is_acked()) {
+        if let (Some(node), Some(stamp)) = (coordinator(op), op.stamp()) {
+            nodes.entry(node).or_default().push((stamp, op));
+        }
     }
     let mut wrong = Vec::new();
     for mut writes in nodes.into_values() {

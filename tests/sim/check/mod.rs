@@ -9,6 +9,7 @@
 //! | [`guarantees::g4_nothing_vanishes`] | an acknowledged write is gone only if a write that may do so replaced it |
 //! | [`guarantees::g5_deleted_stays_deleted`] | what a delete covered never comes back, what came after it is not lost |
 //! | [`state::g7_converges`] | after the calm all home replicas of each key hold the same record |
+//! | [`state::HintWatch`] | a hint is forgotten only when its target holds it, or what replaced it |
 //! | [`honest::g8_honest`] | nothing that was refused is ever read, nothing is applied twice |
 //! | [`honest::g8_deadlines`] | every request ends at its deadline |
 //! | [`honest::g9_bounded`] | no gauge passes its limit, and all are back at zero in the end |

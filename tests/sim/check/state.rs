@@ -1,4 +1,4 @@
-//! G7 and F23: what all nodes hold in the end, compared by digest.
+//! G7 and F23: what all nodes hold in the end, compared by digest; and what is watched as it goes on.
 //!
 //! Anti-entropy is not built, so keys converge when they are read: a scenario's calm reads every key from all
 //! its replicas through every node, and then the *whole* store of every node is compared, with records that
@@ -7,11 +7,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
+use quoral::hinted::queue::{self, Hint};
 use quoral::replica::stored;
 use quoral::ring::layout::ClusterMap;
 use quoral::ring::preflist::homes;
 use quoral::storage::{Storage, schema};
 use quoral::types::ids::{MapVersion, NodeId};
+use quoral::version::codec;
 
 use super::Finding;
 use crate::history::Creation;
@@ -75,6 +77,61 @@ impl MapWatch {
         let before = self.0.insert(node, version).filter(|before| *before > version)?;
         Some(Finding::new("F23", format!("node {node} went back from map {before} to {version}")))
     }
+}
+
+/// G7: a hint that is no longer in its log has come home: its target holds it, before any read repairs that.
+#[derive(Default)]
+pub struct HintWatch(BTreeMap<NodeId, BTreeMap<Vec<u8>, Hint>>);
+
+impl HintWatch {
+    /// Looks at the log of `keeper`; `disk` is the disk of a node.
+    pub fn saw<'a>(
+        &mut self,
+        keeper: NodeId,
+        log: &dyn Storage,
+        disk: impl Fn(NodeId) -> Option<&'a dyn Storage>,
+    ) -> Vec<Finding> {
+        let known = self.0.entry(keeper).or_default();
+        let (from, to) = schema::hint_range(None);
+        let mut keys = BTreeSet::new();
+        let visited = log.scan(Bound::Included(&from), Bound::Excluded(&to), false, &mut |key, _| {
+            keys.insert(key.to_vec());
+            true
+        });
+        visited.expect("memory can be read");
+        for key in keys.iter().filter(|key| !known.contains_key(*key)).cloned().collect::<Vec<_>>() {
+            let Some((target, seq)) = schema::split_hint_key(&key) else { continue };
+            let page = queue::page(log, target, seq - 1, 1, u64::MAX).expect("memory can be read");
+            page.hints.into_iter().for_each(|hint| drop(known.insert(key.clone(), hint)));
+        }
+        let gone: Vec<Vec<u8>> = known.keys().filter(|key| !keys.contains(*key)).cloned().collect();
+        let mut wrong = Vec::new();
+        for key in gone {
+            let (hint, target) = (known.remove(&key), schema::split_hint_key(&key).map(|(target, _)| target));
+            let (Some(hint), Some(target)) = (hint, target) else { continue };
+            if !disk(target).is_some_and(|disk| holds(disk, &hint)) {
+                let text = format!("{keeper} forgot a hint that {target} does not hold, number {}", hint.seq);
+                wrong.push(Finding::new("G7", text));
+            }
+        }
+        wrong
+    }
+
+    /// Forgets what was seen of a log: its node has crashed, and what was not synced is gone.
+    pub fn forget(&mut self, keeper: NodeId) {
+        self.0.remove(&keeper);
+    }
+}
+
+/// Whether a disk holds all that is in a hint, or what replaced it.
+fn holds(disk: &dyn Storage, hint: &Hint) -> bool {
+    let (Ok(Some(held)), Ok(record)) =
+        (stored::load(disk, &hint.storage_key), codec::decode_record(&hint.record))
+    else {
+        return false;
+    };
+    let mut merged = held.record;
+    merged.merge(&record) == Ok(false)
 }
 
 /// F23: one cluster map everywhere, and in it every keyspace that a client was told of, as it was asked for.

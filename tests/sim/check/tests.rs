@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
+use quoral::hinted::queue::{self, Book, Limits};
+use quoral::replica::stored;
 use quoral::ring::layout::{ClusterMap, Member, NewKeyspace};
 use quoral::ring::partition::Partitions;
 use quoral::ring::preflist::homes;
@@ -11,11 +14,15 @@ use quoral::storage::{Batch, Storage, schema};
 use quoral::types::ids::{KeyspaceId, MapVersion, NodeId, PartitionId};
 use quoral::types::key::{Key, Position};
 use quoral::types::policy::Conflicts;
+use quoral::types::time::WallMs;
+use quoral::version::codec;
+use quoral::version::hlc::Stamp;
+use quoral::version::record::{LwwVersion, Payload, Record};
 
 use super::guarantees::*;
 use super::honest::*;
 use super::register::g3_register;
-use super::state::{Holding, MapWatch, f23_one_map, g7_converges, holding};
+use super::state::{HintWatch, Holding, MapWatch, f23_one_map, g7_converges, holding};
 use super::{Finding, meets};
 use crate::history::{Action, Creation, Op, Outcome, Seq, Space, Value};
 
@@ -39,6 +46,7 @@ fn op(conflicts: Conflicts, begin: Seq, end: Seq, action: Action, outcome: Outco
         end,
         ended_ms: end,
         outcome,
+        made_by: None,
     }
 }
 
@@ -280,14 +288,14 @@ fn g9_finds_what_is_over_its_limit_or_left() {
 #[test]
 fn f13_finds_stamps_that_go_back_on_any_key() {
     let other = |op: Op| Op { key: "other".into(), ..op };
-    let wrong = |ops: &[Op]| f13_stamps_grow(ops, |_| true).len();
+    let wrong = |ops: &[Op]| f13_stamps_grow(ops, |op| Some(NodeId(op.node as u64))).len();
     assert_eq!(wrong(&[put(1, 2, 1, 5), other(put(3, 4, 2, 6))]), 0);
     assert_eq!(wrong(&[put(1, 2, 1, 5), other(put(3, 4, 2, 5))]), 1, "issued twice");
     assert_eq!(wrong(&[put(1, 2, 1, 5), other(put(3, 4, 2, 4))]), 1);
     assert_eq!(wrong(&[put(1, 2, 1, 9), put(3, 4, 2, 5), put(5, 6, 3, 7)]), 2, "the greatest counts");
     assert_eq!(wrong(&[put(1, 4, 1, 5), other(put(3, 6, 2, 4))]), 0, "they overlap");
     assert_eq!(wrong(&[put(1, 2, 1, 5), Op { node: 1, ..put(3, 4, 2, 4) }]), 0, "of two nodes");
-    assert_eq!(f13_stamps_grow(&[put(1, 2, 1, 5), put(3, 4, 2, 4)], |_| false).len(), 0, "forwarded");
+    assert_eq!(f13_stamps_grow(&[put(1, 2, 1, 5), put(3, 4, 2, 4)], |_| None).len(), 0, "forwarded");
 }
 
 fn map() -> ClusterMap {
@@ -346,6 +354,51 @@ fn g7_finds_what_is_no_record() {
     batch.put(unknown.clone(), *b"no record");
     storage.write(&batch).expect("written");
     assert!(matches!(holding(&storage).get(&unknown), Some(Err(_))), "damaged bytes are no record");
+}
+
+/// A hint may only go when its target holds it, or what replaced it.
+#[test]
+fn g7_finds_hints_that_are_forgotten() {
+    let record = |stamp| {
+        let (node, payload) = (NodeId(1), Payload::Value("v".into()));
+        codec::encode_record(&Record::Lww(LwwVersion {
+            stamp: Stamp(stamp),
+            node,
+            payload,
+            expires_at: None,
+        }))
+    };
+    let storage_key =
+        schema::record_key(PartitionId(0), KeyspaceId(1), &Key::new(&b"k"[..], &b""[..]).expect("valid"));
+    let limits = Limits { window: Duration::from_secs(9), target_bytes: 1_000, total_bytes: 1_000 };
+    // What the target holds, and whether the keeper crashes, when the hint is gone.
+    let wrong = |held: Option<u64>, crashes: bool| {
+        let (log, disk, mut watch) = (MemoryStorage::new(), MemoryStorage::new(), HintWatch::default());
+        let mut book = Book::load(&log, limits.clone()).expect("readable");
+        let hint = book.add(WallMs(1_000), NodeId(2), &storage_key, &record(5), false).expect("kept");
+        log.write(&hint.batch).expect("written");
+        let look = |watch: &mut HintWatch| {
+            let disk = |node| (node == NodeId(2)).then_some(&disk as &dyn Storage);
+            watch.saw(NodeId(1), &log, disk).len()
+        };
+        assert_eq!(look(&mut watch), 0, "it is still there");
+        if let Some(stamp) = held {
+            let mut batch = Batch::new();
+            batch.put(storage_key.clone(), stored::encode(&storage_key, None, &record(stamp)));
+            disk.write(&batch).expect("written");
+        }
+        let page = queue::page(&log, NodeId(2), 0, 1, u64::MAX).expect("readable");
+        log.write(&queue::forget(NodeId(2), &page.hints[0])).expect("written");
+        if crashes {
+            watch.forget(NodeId(1));
+        }
+        look(&mut watch)
+    };
+    assert_eq!(wrong(Some(5), false), 0, "home");
+    assert_eq!(wrong(Some(6), false), 0, "replaced");
+    assert_eq!(wrong(Some(4), false), 1, "older");
+    assert_eq!(wrong(None, false), 1, "nothing");
+    assert_eq!(wrong(None, true), 0, "a crash takes what was not synced");
 }
 
 #[test]
