@@ -4,6 +4,7 @@
 //! comes through [`service`] to the [`coordinator`], whose machines are fed by [`drive`]; what is written goes
 //! through the [`committer`], what is sent through [`links`]. [`peers`] is the other side of a link.
 
+pub mod batch;
 pub mod committer;
 pub mod config;
 pub mod coordinator;

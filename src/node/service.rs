@@ -14,13 +14,14 @@ use crate::quorum::page::Single;
 use crate::replica::fetch;
 use crate::ring::layout::{ClusterMap, Member};
 use crate::ring::preflist::preference_list;
+use crate::rpc::item::{BatchRequest, Outcome};
 use crate::rpc::proto::{self, answer, fetched, operation};
 use crate::rpc::requests::{
     ClusterHandler, CreateKeyspaceError, ExplainView, GetDone, GetRequest, HintLogView, HintsView, KvHandler,
     NewKeyspaceRequest, NodeView, ReplicaView, ScanPage, ScanRequest, StatusView, WriteDone, WriteRequest,
 };
 use crate::rpc::transport::BoxFuture;
-use crate::telemetry::metrics::Verb;
+use crate::telemetry::metrics::{Metrics, Verb};
 use crate::types::error::Failure;
 use crate::types::ids::NodeId;
 use crate::types::key::Key;
@@ -85,6 +86,14 @@ impl KvHandler for NodeService {
             self.coordinator.count(Verb::Scan, began, &result);
             result
         })
+    }
+
+    fn batch(&self, request: BatchRequest) -> BoxFuture<'_, Result<Vec<Outcome>, Failure>> {
+        Box::pin(self.coordinator.batch(request))
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.coordinator.driver.metrics
     }
 }
 
