@@ -12,6 +12,7 @@
 )]
 
 mod bad_input;
+mod batch;
 mod client;
 mod cluster;
 mod crashes;
@@ -21,5 +22,6 @@ mod load;
 mod ownership;
 mod retries;
 mod semantics;
+mod session_stream;
 mod sessions;
 mod sloppy;
