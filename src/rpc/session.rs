@@ -5,11 +5,12 @@
 //!
 //! Invariants:
 //! 1. A request is *held* from when it is read until its answer is taken to be sent. At most [`SESSION_REQUESTS`]
-//!    are held, and [`SESSION_REQUEST_BYTES`] of them beside the one that is read last.
+//!    are held, and [`SESSION_REQUEST_BYTES`] of them beside the one that is read last. At most [`SESSION_WIDTH`] of
+//!    them are under way; the others wait in order, and their time has not begun.
 //! 2. What gets have found and nobody has taken is at most [`SESSION_ANSWER_BYTES`]. A get sets room aside before
 //!    it begins; if it finds more than there is room for, that is dropped, and the get begins anew when there is.
 //! 3. Each request that was read has one answer, with its id; its order among the others says nothing.
-//! 4. When the client has gone, what has begun goes on to its end, and what waits for room ends.
+//! 4. When the client has gone, what has begun goes on to its end, and what waits does not begin.
 //!
 //! Each request is admitted by itself, as a call would be: while a node stops, those that come get `UNAVAILABLE`, and
 //! those under way get their answer. There is no deadline for the stream. A message that is no protobuf message has
@@ -33,15 +34,16 @@ use super::proto::{SessionRequest, SessionResponse};
 use super::requests::{GetRequest, KvHandler};
 use crate::types::error::Invalid;
 use crate::types::limits::{
-    SESSION_ANSWER_BYTES, SESSION_GET_BYTES, SESSION_REQUEST_BYTES, SESSION_REQUESTS,
+    SESSION_ANSWER_BYTES, SESSION_GET_BYTES, SESSION_REQUEST_BYTES, SESSION_REQUESTS, SESSION_WIDTH,
 };
 
 /// What the tasks of one session share.
 struct Session<H: KvHandler> {
     node: Arc<H>,
-    /// Room for requests, for their bytes, and for the bytes of what gets find.
+    /// Room for requests, for their bytes, for those under way, and for the bytes of what gets find.
     requests: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
+    under_way: Arc<Semaphore>,
     answer_bytes: Arc<Semaphore>,
     /// The ids in flight.
     ids: Mutex<BTreeSet<u64>>,
@@ -133,6 +135,7 @@ where
         node,
         requests: Arc::new(Semaphore::new(SESSION_REQUESTS)),
         bytes: Arc::new(Semaphore::new(SESSION_REQUEST_BYTES)),
+        under_way: Arc::new(Semaphore::new(SESSION_WIDTH)),
         answer_bytes: Arc::new(Semaphore::new(SESSION_ANSWER_BYTES)),
         ids: Mutex::default(),
         usual: AtomicUsize::new(SESSION_GET_BYTES),
@@ -201,6 +204,11 @@ async fn answer<H: KvHandler>(id: u64, item: Item, mut held: Held<H>, answers: m
     let outcome = match item {
         Item::Write(request) => {
             let done = Done::of_write(&request.payload);
+            let _turn = tokio::select! {
+                biased;
+                () = answers.closed() => return,
+                turn = take(&session.under_way, 1, SESSION_WIDTH) => turn,
+            };
             session.node.write(request).await.map(done)
         }
         Item::Get(request) => {
@@ -225,10 +233,12 @@ async fn get<H: KvHandler>(
     let mut wanted = SESSION_GET_BYTES.max(session.usual.load(Ordering::Relaxed));
     loop {
         let mut room = take(&session.answer_bytes, wanted, SESSION_ANSWER_BYTES).await;
+        let turn = take(&session.under_way, 1, SESSION_WIDTH).await;
         let done = match session.node.get(request.clone()).await {
             Ok(done) => Done::Get(done),
             Err(failure) => return (Err(failure), None),
         };
+        drop(turn);
         let bytes = done.bytes();
         let usual = session.usual.load(Ordering::Relaxed);
         session.usual.store(bytes.max(usual - usual / 8), Ordering::Relaxed);
@@ -421,11 +431,11 @@ mod tests {
         for id in 0..2 * SESSION_REQUESTS as u64 {
             send.try_send(put(id, "wait")).expect("there is room");
         }
-        Fake::wait(&node.begun, SESSION_REQUESTS).await;
+        Fake::wait(&node.begun, SESSION_WIDTH).await;
         for _ in 0..100 {
             tokio::task::yield_now().await;
         }
-        assert_eq!((*node.begun.borrow(), node.held().0), (SESSION_REQUESTS, SESSION_REQUESTS as i64));
+        assert_eq!((*node.begun.borrow(), node.held().0), (SESSION_WIDTH, SESSION_REQUESTS as i64));
         // Done but not taken is still held.
         node.gate.send_replace(true);
         Fake::wait(&node.ended, SESSION_REQUESTS).await;
@@ -471,8 +481,8 @@ mod tests {
     #[tokio::test]
     async fn when_the_client_has_gone_nothing_is_left() {
         let node = Fake::new();
-        let (send, answers) = start(&node, 1_000);
-        for id in 0..400 {
+        let (send, answers) = start(&node, 3_000);
+        for id in 0..2_000 {
             let request = if id % 2 == 0 { put(id, "wait") } else { get(id, "1000000") };
             send.try_send(request).expect("there is room");
         }
@@ -485,5 +495,7 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert_eq!(node.held(), (0, 0));
+        // What was begun has ended, and what waited has not begun.
+        assert!(*node.begun.borrow() <= SESSION_WIDTH + 100, "{} begun", *node.begun.borrow());
     }
 }

@@ -114,6 +114,8 @@ pub const BATCH_ANSWER_BYTES: usize = 32 << 20;
 pub const SESSION_REQUESTS: usize = 4_096;
 /// Bytes of those requests, likewise.
 pub const SESSION_REQUEST_BYTES: usize = 32 << 20;
+/// Of those, requests under way at a time: enough to keep a disk busy. More would use up their time in queues.
+pub const SESSION_WIDTH: usize = 512;
 /// Bytes of what a session's gets have found and its client has not yet taken, past which gets wait.
 pub const SESSION_ANSWER_BYTES: usize = 32 << 20;
 /// Bytes that a session's get sets aside before it begins: 128 such gets at a time.
@@ -200,6 +202,7 @@ const _: () = assert!(BATCH_BYTES + BATCH_ANSWER_BYTES + BATCH_ITEMS * 4_096 < M
 const _: () = assert!(BATCH_ITEMS < REQUESTS_IN_FLIGHT && BATCH_BYTES < BYTES_IN_FLIGHT);
 const _: () =
     assert!(SESSION_REQUESTS * 2 <= REQUESTS_IN_FLIGHT && SESSION_REQUEST_BYTES * 2 <= BYTES_IN_FLIGHT);
+const _: () = assert!(SESSION_WIDTH <= SESSION_REQUESTS);
 const _: () = assert!(SESSION_GET_BYTES <= SESSION_ANSWER_BYTES && SESSION_ANSWER_BYTES < u32::MAX as usize);
 const _: () = assert!(SIBLINGS_WARN < SIBLINGS_MAX);
 const _: () = assert!(PARTITIONS_MIN.is_power_of_two() && PARTITIONS_MAX.is_power_of_two());
