@@ -274,6 +274,69 @@ def check_scan(kvs):
     assert scan()[0] == [s for s in sorts if s != b"a1"]
 
 
+def batch_item(request):
+    name = {kv_pb2.PutRequest: "put", kv_pb2.GetRequest: "get", kv_pb2.DeleteRequest: "delete"}[type(request)]
+    return kv_pb2.BatchItem(**{name: request})
+
+
+def check_batch(kvs):
+    step("a batch: one status for each item")
+    put, get, delete = kv_pb2.PutRequest, kv_pb2.GetRequest, kv_pb2.DeleteRequest
+    k = key("batch")
+    items = [
+        put(key=k, value=b"v"),
+        get(key=k),
+        put(key=b"", value=b"v"),
+        delete(key=k),
+        get(key=k),
+        get(key=k, keyspace="nowhere"),
+    ]
+    request = kv_pb2.BatchRequest(items=[batch_item(i) for i in items])
+    statuses = kvs[0].Batch(request, timeout=TIMEOUT).statuses
+    assert [s.WhichOneof("outcome") for s in statuses] == ["put", "get", "error", "delete", "get", "error"]
+    assert [v.value for v in statuses[1].get.siblings] == [b"v"] and not statuses[4].get.found, statuses
+    for status, code in [(statuses[2], grpc.StatusCode.INVALID_ARGUMENT), (statuses[5], grpc.StatusCode.NOT_FOUND)]:
+        error = status.error
+        assert error.code == code.value[0] and error.failure.applied == failure_pb2.NO, error
+    many = [batch_item(put(key=key(f"batch {n}"), value=b"%d" % n)) for n in range(1_001)]
+    bad = grpc.StatusCode.INVALID_ARGUMENT
+    refused(kvs[0].Batch, kv_pb2.BatchRequest(items=many), bad, "items", "1001", "1000")
+    refused(kvs[0].Batch, kv_pb2.BatchRequest(), bad, "items")
+    statuses = kvs[0].Batch(kv_pb2.BatchRequest(items=many[:1_000]), timeout=TIMEOUT).statuses
+    assert len(statuses) == 1_000 and all(s.put.acks >= 2 for s in statuses)
+    many = [batch_item(get(key=key(f"batch {n}"))) for n in range(1_000)]
+    statuses = kvs[-1].Batch(kv_pb2.BatchRequest(items=many), timeout=TIMEOUT).statuses
+    assert [s.get.siblings[0].value for s in statuses] == [b"%d" % n for n in range(1_000)]
+
+
+def check_session(kvs):
+    step("a session: answers matched by id")
+    put, get = kv_pb2.PutRequest, kv_pb2.GetRequest
+
+    def session(messages):
+        """All answers by id; the last message closes the client's side."""
+        answers = {}
+        for answer in kvs[0].Session(iter(messages)):
+            assert answer.id not in answers, f"{answer.id} is answered twice"
+            answers[answer.id] = answer
+        assert answers.keys() == {m.id for m in messages}, "each request has one answer"
+        return answers
+
+    name = lambda n: key(f"session {n}")
+    puts = [kv_pb2.SessionRequest(id=n, put=put(key=name(n), value=b"%d" % n)) for n in range(2_000)]
+    assert all(a.put.acks >= 2 for a in session(puts).values())
+    gets = [kv_pb2.SessionRequest(id=2**63 + n, get=get(key=name(n))) for n in range(2_000)]
+    bad = [kv_pb2.SessionRequest(id=1), kv_pb2.SessionRequest(id=2, get=get(key=b""))]
+    gone = kv_pb2.SessionRequest(id=3, delete=kv_pb2.DeleteRequest(key=key("never was")))
+    answers = session(gets[:1_000] + bad + [gone] + gets[1_000:])
+    assert [answers[2**63 + n].get.siblings[0].value for n in range(2_000)] == [b"%d" % n for n in range(2_000)]
+    for n in (1, 2):
+        error = answers[n].error
+        assert error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0], error
+        assert error.failure.applied == failure_pb2.NO, error
+    assert answers[3].WhichOneof("outcome") == "delete"
+
+
 def check_cluster(clusters, endpoints):
     step("status and explain")
     for cluster in clusters:
@@ -318,6 +381,8 @@ def main():
     check_changed_keyspace(kvs, clusters)
     check_refusals(kvs)
     check_scan(kvs)
+    check_batch(kvs)
+    check_session(kvs)
     for channel in channels:
         channel.close()
     step("all as promised")

@@ -25,6 +25,7 @@ use quoral::ring::decree::Acceptor;
 use quoral::ring::keyspaces::{KeyspaceChange, KeyspaceUpdate};
 use quoral::ring::layout::ClusterMap;
 use quoral::ring::preflist;
+use quoral::rpc::item::{self, Item};
 use quoral::rpc::{convert, proto};
 use quoral::storage::memory::MemoryStorage;
 use quoral::storage::{Batch, Storage as _, schema};
@@ -267,7 +268,7 @@ pub fn client_requests(data: &[u8]) {
     if let Ok(text) = tonic::metadata::MetadataValue::try_from(deadline) {
         metadata.insert("grpc-timeout", text);
     }
-    let timeout = match kind % 5 {
+    let timeout = match kind % 7 {
         0 => {
             let Ok(message) = proto::PutRequest::decode(message) else { return };
             let value_limit = limits::VALUE_BYTES_DEFAULT;
@@ -306,6 +307,26 @@ pub fn client_requests(data: &[u8]) {
                 }
             }
         }
+        5 => {
+            let Ok(message) = proto::BatchRequest::decode(message) else { return };
+            let count = message.items.len();
+            match item::batch_request(message, &metadata, limits::VALUE_BYTES_DEFAULT) {
+                Ok(batch) => {
+                    assert_eq!(batch.items.len(), count);
+                    batch.items.into_iter().for_each(one);
+                    Some(batch.timeout)
+                }
+                Err(failure) => {
+                    refused(&failure);
+                    None
+                }
+            }
+        }
+        6 => {
+            let Ok(message) = proto::SessionRequest::decode(message) else { return };
+            one(item::session_item(message.request, limits::VALUE_BYTES_DEFAULT));
+            None
+        }
         _ => {
             // The bytes of a creation are an update too, of other fields.
             if let Ok(message) = proto::UpdateKeyspaceRequest::decode(message) {
@@ -327,6 +348,23 @@ pub fn client_requests(data: &[u8]) {
         }
     };
     assert!(timeout.is_none_or(|timeout| timeout <= limits::TIMEOUT_MAX));
+}
+
+/// One request of a batch or a session.
+fn one(request: Result<Item, Failure>) {
+    match request {
+        Ok(Item::Write(request)) => drop(write(Ok(request))),
+        Ok(Item::Get(get)) => {
+            a_key(&get.keyspace, &get.key);
+            level(get.r);
+            assert!(get.timeout <= limits::TIMEOUT_MAX);
+        }
+        Err(failure) => {
+            refused(&failure);
+            let error = item::request_error(&failure);
+            assert_eq!(error.code, convert::code(&failure) as u32);
+        }
+    }
 }
 
 fn write(request: Result<quoral::rpc::requests::WriteRequest, Failure>) -> Option<Duration> {

@@ -70,15 +70,16 @@ pub struct Coordinator {
     pub turns: Turns,
 }
 
-/// One request under way; counted, with the bytes that it writes, until it is dropped.
+/// Requests under way; counted, with the bytes that they write, until this is dropped.
 pub struct Admitted<'a> {
     by: &'a Coordinator,
+    requests: usize,
     bytes: usize,
 }
 
 impl Drop for Admitted<'_> {
     fn drop(&mut self) {
-        self.by.under_way.fetch_sub(1, Ordering::AcqRel);
+        self.by.under_way.fetch_sub(self.requests, Ordering::AcqRel);
         self.by.bytes_under_way.fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }
@@ -101,6 +102,11 @@ impl Coordinator {
     /// Counts a request in that writes a value of `bytes`, or says why it is not taken. A value larger than all
     /// that may be under way is taken when it is alone.
     pub fn admit(&self, bytes: usize) -> Result<Admitted<'_>, Failure> {
+        self.admit_many(1, bytes)
+    }
+
+    /// Counts several requests in, likewise: all or none. More than may be under way are taken when nothing is.
+    pub fn admit_many(&self, requests: usize, bytes: usize) -> Result<Admitted<'_>, Failure> {
         match &*self.serving.borrow() {
             Serving::Ready => {}
             Serving::Starting(why) => {
@@ -108,11 +114,12 @@ impl Coordinator {
             }
             Serving::Draining => return Err(Failure::early(Cause::NotServing("stopping".into()))),
         }
-        let admitted = Admitted { by: self, bytes };
-        let requests = self.under_way.fetch_add(1, Ordering::AcqRel);
+        let admitted = Admitted { by: self, requests, bytes };
+        let others = self.under_way.fetch_add(requests, Ordering::AcqRel);
         let before = self.bytes_under_way.fetch_add(bytes, Ordering::AcqRel);
         let too_large = bytes > 0 && before > 0 && before.saturating_add(bytes) > self.bytes_limit;
-        if requests >= self.requests_limit || too_large {
+        let too_many = others > 0 && others.saturating_add(requests) > self.requests_limit;
+        if too_many || too_large {
             drop(admitted);
             return Err(Failure::early(Cause::Overloaded(limits::RETRY_DELAY)));
         }

@@ -5,6 +5,7 @@
 //! through the [`committer`], what is sent through [`links`]. [`peers`] is the other side of a link. The [`sweeper`]
 //! deletes what dropped keyspaces have left.
 
+pub mod batch;
 pub mod committer;
 pub mod config;
 pub mod coordinator;

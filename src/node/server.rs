@@ -63,6 +63,8 @@ const SETTLE: Duration = Duration::from_millis(1_500);
 const REPORT_PERIOD: Duration = Duration::from_secs(1);
 /// How long requests under way may take once the node drains.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
+/// How long the readers of sessions may take after that to take their answers.
+const DRAIN_READERS: Duration = Duration::from_secs(1);
 /// Largest message of a client: the largest value that can be configured, and room for the rest.
 const CLIENT_MESSAGE_MAX: usize = 2 * crate::types::limits::VALUE_BYTES_MAX;
 
@@ -426,6 +428,14 @@ impl Node {
         };
         if tokio::time::timeout(DRAIN_MAX, idle).await.is_err() {
             tracing::warn!("some requests were still under way when the node stopped");
+        }
+        let taken = async {
+            while self.service.coordinator.driver.metrics.session_requests.get() > 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        if tokio::time::timeout(DRAIN_READERS, taken).await.is_err() {
+            tracing::info!("some answers of sessions had no reader when the node stopped");
         }
         self.gossip.leave().await;
         // A last group: when it is durable, so is everything before it.

@@ -16,6 +16,7 @@ use crate::replica::fetch;
 use crate::ring::keyspaces::{Edit, KeyspaceChange};
 use crate::ring::layout::{ClusterMap, KeyspaceError, Member, NewKeyspace};
 use crate::ring::preflist::preference_list;
+use crate::rpc::item::{BatchRequest, Outcome};
 use crate::rpc::proto::{self, answer, fetched, operation};
 use crate::rpc::requests::{
     ChangeKeyspaceError, ClusterHandler, CreateKeyspaceError, ExplainView, GetDone, GetRequest, HintLogView,
@@ -23,7 +24,7 @@ use crate::rpc::requests::{
     WriteDone, WriteRequest,
 };
 use crate::rpc::transport::BoxFuture;
-use crate::telemetry::metrics::Verb;
+use crate::telemetry::metrics::{Metrics, Verb};
 use crate::types::error::{Cause, Failure};
 use crate::types::ids::{MapVersion, NodeId};
 use crate::types::key::Key;
@@ -88,6 +89,14 @@ impl KvHandler for NodeService {
             self.coordinator.count(Verb::Scan, began, &result);
             result
         })
+    }
+
+    fn batch(&self, request: BatchRequest) -> BoxFuture<'_, Result<Vec<Outcome>, Failure>> {
+        Box::pin(self.coordinator.batch(request))
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.coordinator.driver.metrics
     }
 }
 

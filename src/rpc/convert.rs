@@ -67,7 +67,7 @@ pub fn request_id_bytes(id: Option<RequestId>) -> Bytes {
 }
 
 /// The shorter of the message's timeout and gRPC's own; the default if there is neither.
-fn timeout(timeout_ms: u64, metadata: &MetadataMap) -> Duration {
+pub(super) fn timeout(timeout_ms: u64, metadata: &MetadataMap) -> Duration {
     let asked = (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms));
     let of_grpc = metadata.get("grpc-timeout").and_then(|text| parse_grpc_timeout(text.to_str().ok()?));
     // gRPC's own timer ends the call without a word on what was applied: the answer must be out before it.
@@ -324,7 +324,8 @@ pub fn code(failure: &Failure) -> Code {
         | Cause::TooFewAcks
         | Cause::NotServing(_)
         | Cause::ClockSkew(_) => Code::Unavailable,
-        Cause::Overloaded(_) => Code::ResourceExhausted,
+        Cause::NotBegun => Code::DeadlineExceeded,
+        Cause::Overloaded(_) | Cause::AnswerFull(_) => Code::ResourceExhausted,
         Cause::TooManySiblings(_) => Code::FailedPrecondition,
         Cause::Storage(_) | Cause::InDoubt(_) => Code::Internal,
         Cause::Unbuilt(_) => Code::Unimplemented,

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
-use super::convert;
 use super::proto::{self, kv_server::Kv};
 use super::requests::KvHandler;
+use super::session::{self, Answers};
+use super::{convert, item};
 
 /// Pages of one scan that wait for a slow client.
 const SCAN_PAGES_AHEAD: usize = 2;
@@ -81,5 +82,24 @@ impl<H: KvHandler> Kv for KvService<H> {
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receive))))
+    }
+
+    async fn batch(
+        &self,
+        request: Request<proto::BatchRequest>,
+    ) -> Result<Response<proto::BatchResponse>, Status> {
+        let (metadata, _, message) = request.into_parts();
+        let request = item::batch_request(message, &metadata, self.node.value_limit());
+        let outcomes = self.node.batch(request.map_err(|f| convert::status(&f))?).await;
+        outcomes.map(|all| Response::new(item::batch_response(all))).map_err(|f| convert::status(&f))
+    }
+
+    type SessionStream = Answers<H>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<proto::SessionRequest>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        Ok(Response::new(session::open(self.node.clone(), request.into_inner())))
     }
 }

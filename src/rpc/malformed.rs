@@ -20,8 +20,13 @@ pub fn as_invalid(response: Response<Body>) -> Response<Body> {
     if !is_of_decoding || !status.details().is_empty() {
         return response;
     }
+    refusal(&status).into_http()
+}
+
+/// A message of a stream that tonic can't read, in the same words: here tonic has not answered yet.
+pub fn refusal(status: &Status) -> Status {
     let invalid = Invalid::new("message", format!("can't be decoded: {}", status.message()));
-    convert::status(&Failure::from(invalid)).into_http()
+    convert::status(&Failure::from(invalid))
 }
 
 #[cfg(test)]

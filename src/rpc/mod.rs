@@ -15,9 +15,11 @@ pub mod proto {
 
 pub mod cluster_service;
 pub mod convert;
+pub mod item;
 pub mod kv_service;
 pub mod malformed;
 pub mod peer_link;
 pub mod peer_service;
 pub mod requests;
+pub mod session;
 pub mod transport;

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::item::{BatchRequest, Outcome};
 use super::transport::BoxFuture;
 use crate::ring::keyspaces::KeyspaceChange;
+use crate::telemetry::metrics::Metrics;
 use crate::types::error::{Failure, Invalid};
 use crate::types::ids::{MapVersion, NodeId, RequestId};
 use crate::types::key::Key;
@@ -147,6 +149,10 @@ pub trait KvHandler: Send + Sync + 'static {
     fn get(&self, request: GetRequest) -> BoxFuture<'_, Result<GetDone, Failure>>;
     /// The next page of a scan; the request's cursor says where.
     fn scan_page(&self, request: ScanRequest) -> BoxFuture<'_, Result<ScanPage, Failure>>;
+    /// A batch: an outcome for each item, in the same order; or none of it was begun.
+    fn batch(&self, request: BatchRequest) -> BoxFuture<'_, Result<Vec<Outcome>, Failure>>;
+    /// Where sessions are counted.
+    fn metrics(&self) -> &Metrics;
 }
 
 /// A node as `status` shows it.

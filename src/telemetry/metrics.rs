@@ -17,6 +17,7 @@ pub enum Verb {
     Get,
     Delete,
     Scan,
+    Batch,
 }
 
 /// How it ended.
@@ -54,6 +55,12 @@ pub struct Metrics {
     pub requests: Family<RequestLabels, Counter>,
     /// Seconds from a request's arrival to its answer.
     pub latency: Family<VerbLabels, Histogram>,
+    /// Sessions that are open.
+    pub sessions: Gauge<i64>,
+    /// Their requests in flight, answers that wait for their reader included.
+    pub session_requests: Gauge<i64>,
+    /// Bytes of those answers.
+    pub session_answer_bytes: Gauge<i64>,
     /// Requests forwarded to a home replica.
     pub forwarded: Counter,
     /// Reads whose answers differed.
@@ -127,6 +134,17 @@ impl Default for Metrics {
                 "request_seconds",
                 "Seconds to the answer",
                 Family::<VerbLabels, Histogram>::new_with_constructor(seconds)
+            ),
+            sessions: register!("sessions", "Sessions that are open", Gauge::default()),
+            session_requests: register!(
+                "session_requests",
+                "Requests of sessions that are in flight or wait for their reader",
+                Gauge::default()
+            ),
+            session_answer_bytes: register!(
+                "session_answer_bytes",
+                "Bytes of answers that wait for the readers of sessions",
+                Gauge::default()
             ),
             forwarded: register!(
                 "requests_forwarded",

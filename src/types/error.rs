@@ -54,6 +54,10 @@ pub enum Cause {
     BehindSession,
     /// The deadline passed, or replicas were lost, before enough had answered.
     TooFewAcks,
+    /// The deadline of its batch passed before it was begun.
+    NotBegun,
+    /// What was found does not fit into an answer with others.
+    AnswerFull(Invalid),
     /// A queue is full; try again after the delay.
     Overloaded(Duration),
     /// The key has as many siblings as are allowed; the write would add one.
@@ -154,6 +158,10 @@ impl fmt::Display for Failure {
                     Applied::Maybe => "; the write may have been applied, or may be later",
                 }
             ),
+            Cause::NotBegun => {
+                f.write_str("the batch's time was up before this was begun; nothing was applied")
+            }
+            Cause::AnswerFull(invalid) => write!(f, "{invalid}"),
             Cause::Overloaded(delay) => {
                 write!(f, "overloaded; try again in {} ms; nothing was applied", delay.as_millis())
             }

@@ -107,6 +107,26 @@ pub const BYTES_IN_FLIGHT: usize = 128 << 20;
 /// The retry delay that a refused client is told.
 pub const RETRY_DELAY: Duration = Duration::from_millis(100);
 
+/// Most items of a batch.
+pub const BATCH_ITEMS: usize = 1_000;
+/// Bytes of a batch as encoded: one of the largest value, or a thousand of 24 KiB.
+pub const BATCH_BYTES: usize = 24 << 20;
+/// Items of one batch under way at a time: more than share a sync in practice, and a fraction of what a node takes.
+pub const BATCH_WIDTH: usize = 128;
+/// Bytes of what a batch's gets have found, past which the rest get an error: one answer must hold them all.
+pub const BATCH_ANSWER_BYTES: usize = 32 << 20;
+/// Requests in flight on one session, answers that wait for their reader included, past which no more are read
+/// from it: half of what a node takes, so that no session alone overloads it.
+pub const SESSION_REQUESTS: usize = 4_096;
+/// Bytes of those requests, likewise.
+pub const SESSION_REQUEST_BYTES: usize = 32 << 20;
+/// Of those, requests under way at a time: enough to keep a disk busy. More would use up their time in queues.
+pub const SESSION_WIDTH: usize = 512;
+/// Bytes of what a session's gets have found and its client has not yet taken, past which gets wait.
+pub const SESSION_ANSWER_BYTES: usize = 32 << 20;
+/// Bytes that a session's get sets aside before it begins: 128 such gets at a time.
+pub const SESSION_GET_BYTES: usize = 256 << 10;
+
 /// How long hints are collected for a node that is away, and how old one may be: a machine that has not come
 /// back by then is repaired, or replaced.
 pub const HINT_WINDOW_DEFAULT: Duration = Duration::from_secs(3 * 3_600);
@@ -195,6 +215,14 @@ const _: () = assert!(RECORD_BYTES_MAX + (1 << 20) < MESSAGE_BYTES_MAX);
 const _: () = assert!(MESSAGE_BYTES_MAX < LINK_BYTES);
 const _: () = assert!(VALUE_BYTES_MAX / 3 * 4 * 2 < ROW_LINE_BYTES && VALUE_BYTES_MAX < LOAD_BYTES_IN_FLIGHT);
 const _: () = assert!(VALUE_BYTES_MAX < BYTES_IN_FLIGHT && BYTES_IN_FLIGHT < LINK_BYTES);
+const _: () =
+    assert!(VALUE_BYTES_MAX + CONTEXT_BYTES + (1 << 20) < BATCH_BYTES && BATCH_BYTES < 2 * VALUE_BYTES_MAX);
+const _: () = assert!(BATCH_BYTES + BATCH_ANSWER_BYTES + BATCH_ITEMS * 4_096 < MESSAGE_BYTES_MAX);
+const _: () = assert!(BATCH_ITEMS < REQUESTS_IN_FLIGHT && BATCH_BYTES < BYTES_IN_FLIGHT);
+const _: () =
+    assert!(SESSION_REQUESTS * 2 <= REQUESTS_IN_FLIGHT && SESSION_REQUEST_BYTES * 2 <= BYTES_IN_FLIGHT);
+const _: () = assert!(SESSION_WIDTH <= SESSION_REQUESTS);
+const _: () = assert!(SESSION_GET_BYTES <= SESSION_ANSWER_BYTES && SESSION_ANSWER_BYTES < u32::MAX as usize);
 const _: () = assert!(SIBLINGS_WARN < SIBLINGS_MAX);
 const _: () = assert!(PARTITIONS_MIN.is_power_of_two() && PARTITIONS_MAX.is_power_of_two());
 const _: () = assert!(PARTITIONS_MAX - 1 <= u16::MAX as u32);

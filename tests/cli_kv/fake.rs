@@ -16,7 +16,7 @@ use quoral::types::key::Position;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 /// What goes wrong with one request.
 pub enum Fault {
@@ -253,6 +253,19 @@ impl Kv for Fake {
                 session: Bytes::new(),
             })
         })
+    }
+
+    async fn batch(&self, _: Request<BatchRequest>) -> Result<Response<BatchResponse>, Status> {
+        Err(Status::unimplemented("batch"))
+    }
+
+    type SessionStream = ReceiverStream<Result<SessionResponse, Status>>;
+
+    async fn session(
+        &self,
+        _: Request<Streaming<SessionRequest>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        Err(Status::unimplemented("session"))
     }
 
     type ScanStream = ReceiverStream<Result<ScanResponse, Status>>;

@@ -195,6 +195,17 @@ fn client_requests() -> Seeds {
         sloppy: false,
         ttl_ms: 60_000,
     };
+    let batch = proto::BatchRequest {
+        keyspace: "carts".into(),
+        items: vec![
+            proto::BatchItem { request: Some(proto::batch_item::Request::Put(put())) },
+            proto::BatchItem { request: Some(proto::batch_item::Request::Get(get())) },
+            proto::BatchItem { request: Some(proto::batch_item::Request::Delete(delete())) },
+            proto::BatchItem::default(),
+        ],
+        timeout_ms: 100,
+    };
+    let session = |request| proto::SessionRequest { id: 300, request: Some(request) }.encode_to_vec();
     let (deadline, none) = (joined(&[b"250m"], &[]), joined(&[b""], &[]));
     vec![
         ("put", of_kind(0, &deadline, &put().encode_to_vec())),
@@ -207,6 +218,9 @@ fn client_requests() -> Seeds {
             of_kind(3, &none, &proto::ScanRequest { limit: 5, ..Default::default() }.encode_to_vec()),
         ),
         ("keyspace", of_kind(4, &none, &keyspace.encode_to_vec())),
+        ("batch", of_kind(5, &deadline, &batch.encode_to_vec())),
+        ("session-put", of_kind(6, &none, &session(proto::session_request::Request::Put(put())))),
+        ("session-get", of_kind(6, &none, &session(proto::session_request::Request::Get(get())))),
     ]
 }
 

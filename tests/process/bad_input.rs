@@ -283,7 +283,8 @@ async fn broken_grpc_messages_are_refused() {
         let cut = &good[..noise.below(good.len())];
         bodies.push((format!("a cut message {round}"), frame(0, size(cut), cut)));
     }
-    let kv_paths = ["Put", "Get", "Delete", "Scan"].map(|verb| format!("/quoral.v1.Kv/{verb}"));
+    let kv_paths =
+        ["Put", "Get", "Delete", "Scan", "Batch", "Session"].map(|verb| format!("/quoral.v1.Kv/{verb}"));
     let admin = ["CreateKeyspace", "UpdateKeyspace", "DropKeyspace", "Explain", "Status"]
         .map(|verb| format!("/quoral.v1.Cluster/{verb}"));
     let peers = ["Hello", "Exchange", "PullMap", "Decree"].map(|verb| format!("/quoral.v1.Peer/{verb}"));

@@ -12,6 +12,7 @@
 )]
 
 mod bad_input;
+mod batch;
 mod client;
 mod cluster;
 mod crashes;
@@ -22,5 +23,6 @@ mod load;
 mod ownership;
 mod retries;
 mod semantics;
+mod session_stream;
 mod sessions;
 mod sloppy;
