@@ -341,6 +341,10 @@ mod tests {
             unreachable!("a session has no batches")
         }
 
+        fn hold(&self, _: usize) -> crate::rpc::admission::Held {
+            unreachable!("a session holds its answers itself")
+        }
+
         fn metrics(&self) -> &Metrics {
             &self.metrics
         }
