@@ -155,10 +155,14 @@ impl Coordinator {
         self.usual_get.store(bytes.max(usual - usual / 16), Ordering::Relaxed);
     }
 
-    /// Counts the bytes of an answer until its client has taken it.
-    pub fn hold(self: &Arc<Self>, bytes: usize) -> HeldAnswer {
-        self.bytes_under_way.fetch_add(bytes, Ordering::AcqRel);
-        HeldAnswer { by: self.clone(), bytes }
+    /// Counts the bytes of an answer until its client has taken it, or says that there is no room for it.
+    pub fn hold(self: &Arc<Self>, bytes: usize) -> Result<HeldAnswer, Failure> {
+        let before = self.bytes_under_way.fetch_add(bytes, Ordering::AcqRel);
+        let held = HeldAnswer { by: self.clone(), bytes };
+        if bytes > 0 && before > 0 && before.saturating_add(bytes) > self.bytes_limit {
+            return Err(Failure::early(Cause::Overloaded(limits::RETRY_DELAY)));
+        }
+        Ok(held)
     }
 
     /// Finds where a partition key lives.

@@ -41,7 +41,7 @@ impl<H: KvHandler> Kv for KvService<H> {
         let request = convert::get_request(message, &metadata);
         let done = self.node.get(request.map_err(|f| convert::status(&f))?).await;
         let done = done.map_err(|f| convert::status(&f))?;
-        let held = self.node.hold(done.bytes());
+        let held = self.node.hold(done.bytes()).map_err(|f| convert::status(&f))?;
         let mut response = Response::new(convert::get_response(done));
         response.extensions_mut().insert(held);
         Ok(response)

@@ -155,8 +155,8 @@ pub trait KvHandler: Send + Sync + 'static {
     fn write(&self, request: WriteRequest) -> BoxFuture<'_, Result<WriteDone, Failure>>;
     /// A get.
     fn get(&self, request: GetRequest) -> BoxFuture<'_, Result<GetDone, Failure>>;
-    /// Counts the bytes of an answer until its client has taken it.
-    fn hold(&self, bytes: usize) -> Held;
+    /// Counts the bytes of an answer until its client has taken it, or says that there is no room for it.
+    fn hold(&self, bytes: usize) -> Result<Held, Failure>;
     /// The next page of a scan; the request's cursor says where.
     fn scan_page(&self, request: ScanRequest) -> BoxFuture<'_, Result<ScanPage, Failure>>;
     /// A batch: an outcome for each item, in the same order; or none of it was begun.

@@ -341,7 +341,7 @@ mod tests {
             unreachable!("a session has no batches")
         }
 
-        fn hold(&self, _: usize) -> crate::rpc::admission::Held {
+        fn hold(&self, _: usize) -> Result<crate::rpc::admission::Held, Failure> {
             unreachable!("a session holds its answers itself")
         }
 

@@ -42,6 +42,8 @@ const SIMULATION_MAX: Duration = Duration::from_secs(300);
 
 /// How often hints and gauges are looked at.
 const SAMPLE_MS: u64 = 20;
+/// More than a get finds here: one answer is taken when it is alone, however large it is.
+const ANSWER_BYTES: usize = 400;
 
 /// The network's latency, and how the hosts take turns.
 #[derive(Debug, Clone, Copy)]
@@ -469,7 +471,11 @@ impl Cluster {
             let under_way = coordinator.under_way.load(Ordering::Relaxed);
             counts.push((format!("{}: requests", host.name), under_way, 2 * coordinator.requests_limit));
             let bytes = coordinator.bytes_under_way.load(Ordering::Relaxed);
-            counts.push((format!("{}: bytes of requests", host.name), bytes, coordinator.bytes_limit));
+            counts.push((
+                format!("{}: bytes of requests", host.name),
+                bytes,
+                coordinator.bytes_limit.max(ANSWER_BYTES),
+            ));
             let unsynced = usize::from(coordinator.driver.committer.unsettled_any().is_some());
             counts.push((format!("{}: groups that wait for a sync", host.name), unsynced, 1));
             let hints = usize::try_from(coordinator.driver.hints.count()).unwrap_or(usize::MAX);
