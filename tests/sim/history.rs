@@ -92,6 +92,8 @@ pub struct Op {
     pub level: u8,
     /// A write that was sent under a request id, perhaps several times.
     pub named: bool,
+    /// The session that it belongs to, if any: its client's number.
+    pub session: Option<usize>,
     /// A write: the values that its context had seen.
     pub covers: BTreeSet<Value>,
     /// How long the node had for it.

@@ -39,6 +39,7 @@ fn op(conflicts: Conflicts, begin: Seq, end: Seq, action: Action, outcome: Outco
         action,
         level: 2,
         named: false,
+        session: None,
         covers: BTreeSet::new(),
         timeout_ms: 1,
         begin,
