@@ -6,8 +6,7 @@ import os
 from typing import Any, Dict, Iterator, Optional, Tuple, Type, Union
 
 import grpc
-from google.protobuf.message import DecodeError
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from ._decide import Broken
 from .errors import (
