@@ -59,7 +59,10 @@ class Cluster:
     def _make(self, nodes: int) -> None:
         command = [self.binary, "dev", "--nodes", str(nodes), "--base-port", str(self.base), "--dir"]
         dev = subprocess.Popen(
-            [*command, str(self.folder)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            [*command, str(self.folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
         late = threading.Timer(READY_WITHIN, dev.kill)
         late.start()
@@ -98,7 +101,9 @@ class Cluster:
         """Until each running node takes a write that needs all replicas."""
         for node in self._nodes:
             with quoral.Client(self.endpoints[node], timeout=2) as client:
-                await_true(lambda: attempt(lambda: client.put("await alive", "", keyspace=keyspace, w="all")) is None)
+                await_true(
+                    lambda: attempt(lambda: client.put("await alive", "", keyspace=keyspace, w="all")) is None
+                )
 
     def stop(self) -> None:
         for process in self._nodes.values():

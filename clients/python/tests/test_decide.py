@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import unittest
-from typing import Any, List, Optional, Set
+from typing import Any, List, Optional
 
-from quoral import Applied, NotFound, Overloaded, Unavailable, Unknown
+from quoral import Applied, NotFound, Overloaded, Unavailable, Unknown, types
 from quoral import _decide as decide
-from quoral import types
 from quoral._core import Call, Core, Sleep, Token, parse
 from quoral._decide import Attempts, Broken, Budget, Endpoints
+from quoral.errors import Details
 from quoral.v1 import kv_pb2
 
 NO, MAYBE = Applied.NO, Applied.MAYBE
@@ -20,7 +20,9 @@ SILENT = Broken("DEADLINE_EXCEEDED", "", MAYBE)
 BUSY = Broken("RESOURCE_EXHAUSTED", "busy", NO, retry_after=0.1)
 
 
-def attempts(repeatable: bool = True, reads: bool = False, endpoints: int = 3, deadline: float = 10.0) -> Attempts:
+def attempts(
+    repeatable: bool = True, reads: bool = False, endpoints: int = 3, deadline: float = 10.0
+) -> Attempts:
     return Attempts(0.0, deadline, reads=reads, repeatable=repeatable, endpoints=endpoints)
 
 
@@ -71,7 +73,9 @@ class TheEndpoints(unittest.TestCase):
 
 
 class TheAttempts(unittest.TestCase):
-    def after(self, request: Attempts, broken: Broken, now: float = 0.0, chance: float = 0.5) -> Optional[float]:
+    def after(
+        self, request: Attempts, broken: Broken, now: float = 0.0, chance: float = 0.5
+    ) -> Optional[float]:
         return request.failed(now, 0, broken, chance, Budget(now))
 
     def test_what_is_sent_again(self) -> None:
@@ -99,7 +103,9 @@ class TheAttempts(unittest.TestCase):
 
     def test_a_delay_is_waited_for(self) -> None:
         self.assertEqual(self.after(attempts(), BUSY, chance=0.0), 0.1)
-        self.assertIsNone(self.after(attempts(deadline=0.1), BUSY, chance=0.0), "beyond the deadline: at once")
+        self.assertIsNone(
+            self.after(attempts(deadline=0.1), BUSY, chance=0.0), "beyond the deadline: at once"
+        )
 
     def test_the_deadline_bounds_each_attempt(self) -> None:
         self.assertEqual(attempts().time_of_attempt(0.0), 5.0)
@@ -127,6 +133,23 @@ class TheAttempts(unittest.TestCase):
         self.after(reading, LOST)
         self.assertIs(reading.applied(), NO, "a read changes nothing")
 
+    def test_the_error_is_the_one_that_says_most(self) -> None:
+        told = Broken("UNAVAILABLE", "too few", NO, Details(required=2))
+        unsure = Broken("DEADLINE_EXCEEDED", "too few in time", MAYBE, Details(required=2, received=1))
+        final = Broken("INVALID_ARGUMENT", "key", NO, Details())
+        for failures, verdict in [
+            ([told, REFUSED], told),
+            ([REFUSED, told, REFUSED], told),
+            ([REFUSED], REFUSED),
+            ([LOST, told], LOST),
+            ([unsure, SILENT, told], unsure),
+            ([told, final], final),
+        ]:
+            request = attempts()
+            for broken in failures:
+                self.after(request, broken)
+            self.assertIs(request.verdict(), verdict, failures)
+
     def test_all_are_tried_before_one_again(self) -> None:
         request, seen = attempts(), []  # type: Attempts, List[Set[int]]
         for endpoint in (2, 0, 1):
@@ -138,7 +161,9 @@ class TheAttempts(unittest.TestCase):
 class Scripted:
     """Carries out an operation with given outcomes, on a clock of its own. An attempt takes `takes` seconds."""
 
-    def __init__(self, outcomes: List[Any], endpoints: int = 3, takes: float = 0.01, timeout: float = 5.0) -> None:
+    def __init__(
+        self, outcomes: List[Any], endpoints: int = 3, takes: float = 0.01, timeout: float = 5.0
+    ) -> None:
         self.now = 100.0
         self.core = Core([f"n{n}" for n in range(endpoints)], timeout, lambda: self.now, lambda: 0.5)
         self.outcomes = outcomes
@@ -193,7 +218,12 @@ class TheOperations(unittest.TestCase):
         self.assertEqual(script.calls[0].request_id, b"")
 
     def test_the_deadline_holds_when_nobody_answers(self) -> None:
-        for outcome, error in [(SILENT, Unknown), (REFUSED, Unavailable), (TOO_FEW, Unavailable), (BUSY, Overloaded)]:
+        for outcome, error in [
+            (SILENT, Unknown),
+            (REFUSED, Unavailable),
+            (TOO_FEW, Unavailable),
+            (BUSY, Overloaded),
+        ]:
             script = Scripted([outcome])
             with self.assertRaises(error):
                 script.put()
@@ -213,7 +243,9 @@ class TheOperations(unittest.TestCase):
             with self.assertRaises(Unavailable):
                 item = types.Put("k", "v")
                 script.run(script.core.put(item, script.now + 0.2))
-        self.assertLess(len(script.calls), 100 + 20 + 10 + 30, "retries are a part of requests, whatever happens")
+        self.assertLess(
+            len(script.calls), 100 + 20 + 10 + 30, "retries are a part of requests, whatever happens"
+        )
 
     def test_errors_carry_what_is_known(self) -> None:
         with self.assertRaises(NotFound) as raised:

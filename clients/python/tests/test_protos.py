@@ -8,6 +8,7 @@ import tempfile
 import unittest
 
 from google.protobuf import descriptor_pb2
+
 from quoral.v1 import cluster_pb2, failure_pb2, kv_pb2
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -24,7 +25,9 @@ class TheModules(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             out = pathlib.Path(folder) / "set"
             files = [f"quoral/v1/{name}.proto" for name in ("kv", "cluster", "failure")]
-            self.assertEqual(protoc.main(["protoc", f"-I{ROOT / 'proto'}", f"--descriptor_set_out={out}", *files]), 0)
+            self.assertEqual(
+                protoc.main(["protoc", f"-I{ROOT / 'proto'}", f"--descriptor_set_out={out}", *files]), 0
+            )
             made = descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes())
         self.assertEqual(len(made.file), 3)
         for file in made.file:
@@ -37,7 +40,9 @@ class TheModules(unittest.TestCase):
             self.assertEqual(have, file, f"{file.name}: run clients/python/generate.py")
             stub = pathlib.Path(module.__file__).with_suffix(".pyi").read_text()
             names = {m.name for m in file.message_type} | {f.name for m in file.message_type for f in m.field}
-            self.assertEqual([n for n in sorted(names) if n not in stub], [], "types: run clients/python/generate.py")
+            self.assertEqual(
+                [n for n in sorted(names) if n not in stub], [], "types: run clients/python/generate.py"
+            )
 
 
 if __name__ == "__main__":

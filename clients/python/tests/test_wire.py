@@ -7,8 +7,9 @@ import random
 import unittest
 from typing import Any
 
-import quoral
 from google.protobuf import any_pb2, duration_pb2
+
+import quoral
 from quoral import Applied, aio
 from quoral import _wire as wire
 from quoral.v1 import failure_pb2, kv_pb2
@@ -65,7 +66,9 @@ class Errors(unittest.TestCase):
         self.assertIs(wire.broken_call("DEADLINE_EXCEEDED", "", b"").applied, Applied.MAYBE)
         maybe = failure_pb2.Failure(applied=failure_pb2.APPLIED_UNSPECIFIED)
         self.assertIs(wire.broken_call("INTERNAL", "", status(maybe)).applied, Applied.MAYBE)
-        refused = wire.broken_call("UNAVAILABLE", "failed to connect to all addresses; last error: refused", None)
+        refused = wire.broken_call(
+            "UNAVAILABLE", "failed to connect to all addresses; last error: refused", None
+        )
         self.assertEqual((refused.applied, refused.sent), (Applied.NO, False))
 
     def test_each_code_has_its_class(self) -> None:
@@ -88,7 +91,9 @@ class Errors(unittest.TestCase):
     def test_items_have_errors_of_their_own(self) -> None:
         error = kv_pb2.RequestError(code=8, message="busy", failure=FAILURE, retry_delay_ms=100)
         broken = wire.broken_item(error)
-        self.assertEqual((broken.code, broken.applied, broken.retry_after), ("RESOURCE_EXHAUSTED", Applied.NO, 0.1))
+        self.assertEqual(
+            (broken.code, broken.applied, broken.retry_after), ("RESOURCE_EXHAUSTED", Applied.NO, 0.1)
+        )
         self.assertEqual(wire.broken_item(kv_pb2.RequestError(code=99)).code, "UNKNOWN")
 
 
@@ -112,7 +117,9 @@ class Messages(unittest.TestCase):
             quoral.Client(timeout=0)
 
     def test_several_values_are_a_conflict(self) -> None:
-        two = kv_pb2.GetResponse(found=True, context=b"c", siblings=[kv_pb2.Sibling(value=v) for v in (b"a", b"b")])
+        two = kv_pb2.GetResponse(
+            found=True, context=b"c", siblings=[kv_pb2.Sibling(value=v) for v in (b"a", b"b")]
+        )
         got = wire.got(two)
         self.assertEqual(got.values, [b"a", b"b"])
         with self.assertRaises(quoral.Conflict) as raised:
@@ -125,7 +132,9 @@ class Both(unittest.TestCase):
     def test_the_clients_have_the_same_methods(self) -> None:
         for one, other in [(quoral.Client, aio.Client), (quoral.Session, aio.Session)]:
             names = [n for n, _ in inspect.getmembers(one, inspect.isfunction) if not n.startswith("_")]
-            self.assertEqual(names, [n for n, _ in inspect.getmembers(other, inspect.isfunction) if n[0] != "_"])
+            self.assertEqual(
+                names, [n for n, _ in inspect.getmembers(other, inspect.isfunction) if n[0] != "_"]
+            )
             self.assertIn("put", names)
             for name in names:
                 mine, other_s = (inspect.signature(getattr(c, name)).parameters for c in (one, other))

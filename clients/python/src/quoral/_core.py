@@ -120,7 +120,7 @@ class Core:
             limit = attempts.time_of_attempt(now)
             if limit <= 0:
                 if attempts.failures:
-                    raise wire.error_of(attempts.failures[-1], attempts.applied(), keyspace)
+                    raise wire.error_of(attempts.verdict(), attempts.applied(), keyspace)
                 raise Unavailable("no time was left to ask a node")
             with self._lock:
                 endpoint = self._endpoints.pick(now, attempts.tried)
@@ -135,7 +135,7 @@ class Core:
                     self._endpoints.failed(endpoint, now)
                 wait = attempts.failed(now, endpoint, answer, self._chance(), self._budget)
             if wait is None:
-                raise wire.error_of(answer, attempts.applied(), keyspace)
+                raise wire.error_of(attempts.verdict(), attempts.applied(), keyspace)
             if wait > 0:
                 yield Sleep(wait)
 

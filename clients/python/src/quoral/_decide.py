@@ -49,7 +49,8 @@ class Broken:
     message: str
     #: Of this attempt, if it was a write.
     applied: Applied
-    details: Details = Details()
+    #: What the node said besides; None if this did not come from a node.
+    details: Optional[Details] = None
     #: Seconds to wait, if the node said so.
     retry_after: Optional[float] = None
     #: False if it never left: there was no connection.
@@ -161,3 +162,11 @@ class Attempts:
         if self._reads or all(broken.applied is Applied.NO for broken in self.failures):
             return Applied.NO
         return Applied.MAYBE
+
+    def verdict(self) -> Broken:
+        """The failure to tell of: the final one, else the last that says most about the outcome."""
+        last = self.failures[-1]
+        if last.code not in RETRIED:
+            return last
+        alike = [broken for broken in self.failures if broken.applied is self.applied()] or self.failures
+        return ([broken for broken in alike if broken.details] or alike)[-1]

@@ -260,12 +260,13 @@ def broken_item(error: kv_pb2.RequestError) -> Broken:
 def error_of(broken: Broken, applied: Applied, keyspace: str) -> QuoralError:
     """What is raised when a request ends with this. `applied` is that of all its attempts."""
     code, message = broken.code, f"{broken.code}: {broken.message}"
+    details = broken.details or Details()
     if applied is Applied.MAYBE:
-        return Unknown(message, applied=applied, code=code, details=broken.details)
+        return Unknown(message, applied=applied, code=code, details=details)
     if code == "RESOURCE_EXHAUSTED":
-        return Overloaded(message, code=code, details=broken.details, retry_after=broken.retry_after)
+        return Overloaded(message, code=code, details=details, retry_after=broken.retry_after)
     if code == "NOT_FOUND":
-        return NotFound(message, code=code, details=broken.details, keyspace=keyspace)
+        return NotFound(message, code=code, details=details, keyspace=keyspace)
     kind = {
         "INVALID_ARGUMENT": InvalidArgument,
         "ALREADY_EXISTS": AlreadyExists,
@@ -273,4 +274,4 @@ def error_of(broken: Broken, applied: Applied, keyspace: str) -> QuoralError:
         "DEADLINE_EXCEEDED": Unavailable,
         "CANCELLED": Unavailable,
     }.get(code, QuoralError)
-    return kind(message, code=code, details=broken.details)
+    return kind(message, code=code, details=details)
