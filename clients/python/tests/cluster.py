@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 import unittest
-from typing import Dict, List, Optional
+from typing import Callable, Dict, List, Optional, Sequence
 
 import quoral
 
@@ -24,8 +24,9 @@ READY_WITHIN = 60.0
 
 def free_base(nodes: int) -> int:
     """A base port such that all ports of the nodes are free: below those that the system gives to connections."""
-    start = 20_000 + os.getpid() % 400 * 20
-    for base in range(start, 32_000, 10 * nodes):
+    slots: Sequence[int] = range(30_280, 32_700, 40)
+    first = os.getpid() % len(slots)
+    for base in [*slots[first:], *slots[:first]]:
         try:
             for node in range(nodes):
                 for port in range(base + 10 * node, base + 10 * node + 3):
@@ -38,14 +39,18 @@ def free_base(nodes: int) -> int:
     raise AssertionError("no free ports")
 
 
+def binary() -> str:
+    named = os.environ.get("QUORAL_BIN")
+    if named:
+        return named
+    if os.environ.get("QUORAL_REQUIRE_PYTHON") == "1":
+        raise AssertionError("QUORAL_BIN names no binary")
+    raise unittest.SkipTest("QUORAL_BIN names no binary")
+
+
 class Cluster:
     def __init__(self, nodes: int = 3) -> None:
-        binary = os.environ.get("QUORAL_BIN")
-        if not binary:
-            if os.environ.get("QUORAL_REQUIRE_PYTHON") == "1":
-                raise AssertionError("QUORAL_BIN names no binary")
-            raise unittest.SkipTest("QUORAL_BIN names no binary")
-        self.binary = binary
+        self.binary = binary()
         self.base = free_base(nodes)
         self.endpoints = [f"127.0.0.1:{self.base + 10 * node}" for node in range(nodes)]
         self._folder = tempfile.TemporaryDirectory(prefix="quoral-python-")
@@ -118,9 +123,8 @@ class Cluster:
         self._folder.cleanup()
 
 
-def attempt(call: object) -> Optional[quoral.QuoralError]:
+def attempt(call: Callable[[], object]) -> Optional[quoral.QuoralError]:
     """The error that a call ends with, if it does."""
-    assert callable(call)
     try:
         call()
     except quoral.QuoralError as error:
@@ -128,8 +132,7 @@ def attempt(call: object) -> Optional[quoral.QuoralError]:
     return None
 
 
-def await_true(what: object, within: float = READY_WITHIN) -> None:
-    assert callable(what)
+def await_true(what: Callable[[], object], within: float = READY_WITHIN) -> None:
     end = time.monotonic() + within
     while not what():
         assert time.monotonic() < end, "it did not come true"

@@ -155,7 +155,12 @@ class Blocking(unittest.TestCase):
         self.client.delete(key, keyspace=keyspace, context=written.context)
         self.assertFalse(self.client.get(key, keyspace=keyspace).found)
         seen: List[List[bytes]] = []
-        self.client.update(name("new"), lambda values: (seen.append(values), b"")[1], keyspace=keyspace)
+
+        def merge(values: List[bytes]) -> bytes:
+            seen.append(values)
+            return b""
+
+        self.client.update(name("new"), merge, keyspace=keyspace)
         self.assertEqual(seen, [[]])
 
     def test_refusals(self) -> None:
@@ -217,7 +222,8 @@ class Blocking(unittest.TestCase):
             self.assertTrue(error is None or error.applied is Applied.MAYBE, error)
 
     def test_threads_share_a_client(self) -> None:
-        key, errors = name("threads"), []  # type: str, List[Optional[quoral.QuoralError]]
+        key = name("threads")
+        errors: List[Optional[quoral.QuoralError]] = []
 
         def work(thread: int) -> None:
             for n in range(20):

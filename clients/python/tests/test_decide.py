@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unittest
-from typing import Any, List, Optional
+from typing import Any, List, Optional, Set
 
 from quoral import Applied, NotFound, Overloaded, Unavailable, Unknown, types
 from quoral import _decide as decide
@@ -151,7 +151,8 @@ class TheAttempts(unittest.TestCase):
             self.assertIs(request.verdict(), verdict, failures)
 
     def test_all_are_tried_before_one_again(self) -> None:
-        request, seen = attempts(), []  # type: Attempts, List[Set[int]]
+        request = attempts()
+        seen: List[Set[int]] = []
         for endpoint in (2, 0, 1):
             request.failed(0.0, endpoint, TOO_FEW, 0.5, Budget(0.0))
             seen.append(set(request.tried))
@@ -181,7 +182,7 @@ class Scripted:
                     continue
                 assert isinstance(effect, Call)
                 copy = type(effect.request)()
-                copy.CopyFrom(effect.request)  # type: ignore[arg-type]
+                copy.CopyFrom(effect.request)
                 self.calls.append(copy)
                 self.asked.append(effect.endpoint)
                 outcome = self.outcomes.pop(0) if len(self.outcomes) > 1 else self.outcomes[0]

@@ -38,7 +38,7 @@ class TheModules(unittest.TestCase):
                     for field in message.field:
                         field.ClearField("json_name")
             self.assertEqual(have, file, f"{file.name}: run clients/python/generate.py")
-            stub = pathlib.Path(module.__file__).with_suffix(".pyi").read_text()
+            stub = pathlib.Path(str(module.__file__)).with_suffix(".pyi").read_text()
             names = {m.name for m in file.message_type} | {f.name for m in file.message_type for f in m.field}
             self.assertEqual(
                 [n for n in sorted(names) if n not in stub], [], "types: run clients/python/generate.py"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import random
 import unittest
-from typing import Any
+from typing import Any, Dict
 
 from google.protobuf import any_pb2, duration_pb2
 
@@ -108,9 +108,10 @@ class Messages(unittest.TestCase):
         self.assertIsNone(wire.delete_request(quoral.Delete("k")).WhichOneof("acks"))
 
     def test_bad_input_is_refused_before_it_is_sent(self) -> None:
+        bad: Dict[str, Any]
         for bad in ({"w": "most"}, {"ttl": 0}, {"ttl": -1.0}):
             with self.assertRaises(quoral.InvalidArgument):
-                wire.put_request(quoral.Put("k", "v", **bad))  # type: ignore[arg-type]
+                wire.put_request(quoral.Put("k", "v", **bad))
         with self.assertRaises(quoral.InvalidArgument):
             quoral.Client([])
         with self.assertRaises(quoral.InvalidArgument):
