@@ -109,7 +109,7 @@ class Messages(unittest.TestCase):
 
     def test_bad_input_is_refused_before_it_is_sent(self) -> None:
         bad: Dict[str, Any]
-        for bad in ({"w": "most"}, {"ttl": 0}, {"ttl": -1.0}):
+        for bad in ({"w": "most"}, {"w": 0}, {"w": -1}, {"ttl": 0}, {"ttl": -1.0}):
             with self.assertRaises(quoral.InvalidArgument):
                 wire.put_request(quoral.Put("k", "v", **bad))
         with self.assertRaises(quoral.InvalidArgument):

@@ -29,6 +29,8 @@ DETAILS_KEY = "grpc-status-details-bin"
 #: How gRPC begins its message when there was no connection, so that nothing was sent. Where it says otherwise the
 #: attempt counts as sent, which is the safe side.
 NOT_CONNECTED = "failed to connect to all addresses"
+#: And what it says of a message over its own limit, which it does not send.
+NOT_SENT = "sent message larger than max"
 
 
 class Method:
@@ -66,6 +68,8 @@ def _level(fields: Dict[str, Any], name: str, level: Optional[Level]) -> None:
             raise InvalidArgument(f"{name} is {level!r}, must be a number, one, quorum or all")
         fields[f"{name}_level"] = LEVELS[level]
     elif level is not None:
+        if not 0 < level < 2**32:
+            raise InvalidArgument(f"{name} is {level}, must be above 0 and at most the keyspace's n")
         fields[name] = level
 
 
@@ -244,6 +248,8 @@ def broken_call(code: str, message: str, details: Optional[bytes]) -> Broken:
         return Broken(code, message, applied, more, delay)
     if code == "UNAVAILABLE" and NOT_CONNECTED in message:
         return Broken(code, message, Applied.NO, sent=False)
+    if code == "RESOURCE_EXHAUSTED" and NOT_SENT in message.lower():
+        return Broken("INVALID_ARGUMENT", message, Applied.NO, sent=False)
     if code == "UNIMPLEMENTED":
         return Broken(code, message, Applied.NO)
     return Broken(code, message, Applied.MAYBE)
