@@ -20,6 +20,7 @@ mod dev;
 mod hints;
 mod keyspaces;
 mod load;
+mod overload;
 mod ownership;
 mod retries;
 mod semantics;

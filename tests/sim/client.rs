@@ -313,6 +313,7 @@ impl Client {
             n: space.n.into(),
             r: space.r.into(),
             w: space.w.into(),
+            sloppy: space.sloppy,
             ..Default::default()
         };
         let mut cluster = ClusterClient::new(self.channels[node].clone());
