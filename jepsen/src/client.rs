@@ -90,12 +90,25 @@ impl Client {
 
     /// Writes a value through a node.
     pub async fn put(&mut self, node: usize, ask: &Ask, value: Bytes, context: Bytes) -> Answer<Wrote> {
+        self.put_as(node, ask, value, context, None).await
+    }
+
+    /// The same, under a request id.
+    pub async fn put_as(
+        &mut self,
+        node: usize,
+        ask: &Ask,
+        value: Bytes,
+        context: Bytes,
+        id: Option<[u8; 16]>,
+    ) -> Answer<Wrote> {
         let request = proto::PutRequest {
             keyspace: ask.keyspace.clone(),
             key: ask.key.clone().into(),
             value,
             context,
             acks: ask.level.map(proto::put_request::Acks::W),
+            request_id: id.map(|id| Bytes::copy_from_slice(&id)).unwrap_or_default(),
             timeout_ms: millis(ask.timeout),
             ..Default::default()
         };
