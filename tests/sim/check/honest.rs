@@ -120,6 +120,7 @@ pub fn g6_writable(ops: &[Op], spans: &[Span], cuts: &[Cut], nodes: usize) -> Ve
     let should_be_taken = |op: &&Op| {
         let there = (0..nodes).filter(|node| !is_disturbed(*node, op) && !is_cut(*node, op)).count();
         op.space.sloppy
+            && is_known(op)
             && !op.is_read()
             && op.timeout_ms >= SLOPPY_MS
             && !is_disturbed(op.node, op)
