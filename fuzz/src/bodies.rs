@@ -231,6 +231,7 @@ fn write_with(seen: &codec::ClientContext, held: &[u8]) {
             above: seen.stamp,
             ttl_ms: Some(seen.stamp.0),
             stands_in: false,
+            until: None,
             request: seen.dots.requests().keys().next().map(|id| {
                 let id = RequestId(id.0.wrapping_add(1));
                 (id, Print::of(&storage_key, &payload))

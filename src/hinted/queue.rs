@@ -183,7 +183,8 @@ impl Book {
         let total: u64 = self.accounts.values().map(|account| account.bytes).sum();
         let account = self.accounts.entry(target).or_default();
         let away_ms = account.since.map_or(0, |since| now.0.saturating_sub(since.0));
-        if self.limits.window.is_zero() || away_ms > millis(self.limits.window) {
+        // A fallback's hint is the write itself: only bytes limit it.
+        if !stands_in && (self.limits.window.is_zero() || away_ms > millis(self.limits.window)) {
             return Err(NoHint::Window);
         }
         if account.bytes.saturating_add(bytes) > self.limits.target_bytes {

@@ -36,7 +36,9 @@ impl Coordinator {
     /// A batch: an outcome for each item in the order of the list, or why none was begun.
     pub async fn batch(self: &Arc<Self>, request: BatchRequest) -> Result<Vec<Outcome>, Failure> {
         let began = self.driver.clock.mono();
-        let bytes = request.items.iter().flatten().map(Item::bytes).sum();
+        let gets = request.items.iter().flatten().filter(|item| matches!(item, Item::Get(_))).count();
+        let found = gets.saturating_mul(self.usual_get.load(Ordering::Relaxed)).min(BATCH_ANSWER_BYTES);
+        let bytes = request.items.iter().flatten().map(Item::bytes).sum::<usize>() + found;
         let result = match self.admit_many(request.items.len(), bytes) {
             Ok(_admitted) => Ok(self.run_batch(request, began).await),
             Err(failure) => Err(failure),
@@ -80,6 +82,7 @@ impl Coordinator {
                 self.count(Verb::Get, began, &result);
                 let done = Done::Get(result?);
                 let bytes = done.bytes();
+                self.found(bytes);
                 let all = found.fetch_add(bytes, Ordering::AcqRel) + bytes;
                 if let Err(failure) = check_room(all) {
                     // What others find may still fit.

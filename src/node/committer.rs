@@ -304,6 +304,10 @@ impl Shared {
     /// Carries out one job; returns what acknowledges it once it is synced.
     fn run_job(&self, job: Job, wrote: &mut bool) -> Option<Acknowledge> {
         match job {
+            Job::Mint(write, done) if write.until.is_some_and(|until| self.clock.mono() >= until) => {
+                done(Err(Cause::NotBegun));
+                None
+            }
             Job::Mint(write, done) => {
                 let minted = {
                     let mut minter = lock(&self.minter);
@@ -479,6 +483,7 @@ mod tests {
             ttl_ms: None,
             request: None,
             stands_in: false,
+            until: None,
         };
         let (stamp, node, payload) = (Stamp(5), NodeId(2), Payload::Tombstone);
         let record = Record::Lww(LwwVersion { stamp, node, payload, expires_at: None });

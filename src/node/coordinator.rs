@@ -155,11 +155,12 @@ impl Coordinator {
         self.usual_get.store(bytes.max(usual - usual / 16), Ordering::Relaxed);
     }
 
-    /// Counts the bytes of an answer until its client has taken it, or says that there is no room for it.
-    pub fn hold(self: &Arc<Self>, bytes: usize) -> Result<HeldAnswer, Failure> {
+    /// Counts the bytes of an answer until its client has taken it, or says that there is no room for it, unless it
+    /// `must` be given.
+    pub fn hold(self: &Arc<Self>, bytes: usize, must: bool) -> Result<HeldAnswer, Failure> {
         let before = self.bytes_under_way.fetch_add(bytes, Ordering::AcqRel);
         let held = HeldAnswer { by: self.clone(), bytes };
-        if bytes > 0 && before > 0 && before.saturating_add(bytes) > self.bytes_limit {
+        if !must && bytes > 0 && before > 0 && before.saturating_add(bytes) > self.bytes_limit {
             return Err(Failure::early(Cause::Overloaded(limits::RETRY_DELAY)));
         }
         Ok(held)
@@ -353,7 +354,7 @@ impl Coordinator {
                 if seen.dots.has_request(named.request.0) {
                     let problem =
                         "is covered by the context: the write was carried out, and is not remembered";
-                    return Err(Invalid::new("request_id", problem).into());
+                    return Err(Failure::from(Invalid::new("request_id", problem)).in_doubt());
                 }
                 Some(turn)
             }
@@ -370,6 +371,7 @@ impl Coordinator {
             above: seen.stamp,
             ttl_ms,
             stands_in: !route.homes.contains(&self.driver.me),
+            until: Some(plan.deadline),
             request: named.as_ref().map(|named| named.request),
         };
         let id = request.request_id;

@@ -205,7 +205,7 @@ impl Driver {
         let done = Box::new(move |result: Result<Minted, Cause>| match (result, stands_in_for) {
             (Ok(minted), Some(home)) => {
                 let record = minted.record.clone();
-                hints.stand_in(home, &storage_key, &record, None, move |kept| {
+                hints.stand_in(home, &storage_key, &record, minted.entry, move |kept| {
                     drop(events.send(PutEvent::Minted(kept.map(|()| minted))));
                 });
             }

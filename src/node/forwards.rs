@@ -34,6 +34,8 @@ enum Patience {
 
 /// Longer than a healthy node takes, and short for a user.
 const A_WHILE_MS: u64 = 400;
+/// The way there and back.
+const MARGIN_MS: u64 = 100;
 
 impl Coordinator {
     /// Sends a put or delete on.
@@ -114,7 +116,17 @@ impl Coordinator {
             if left == 0 {
                 break;
             }
-            let forward = proto::Forward { timeout_ms: left.max(1), request: Some(request.clone()) };
+            let share = match patience {
+                Patience::AllTheTime => left,
+                Patience::HalfOfIt => left / 2,
+                Patience::AWhile => (left / 2).min(A_WHILE_MS),
+            };
+            // A node that may be followed by another is to have ended by then.
+            let its_own = match patience {
+                Patience::AllTheTime => left,
+                _ => share - (share / 4).min(MARGIN_MS),
+            };
+            let forward = proto::Forward { timeout_ms: its_own.max(1), request: Some(request.clone()) };
             let operation = proto::Operation {
                 keyspace_id: route.keyspace.id.0,
                 kind: Some(operation::Kind::Forward(forward)),
@@ -124,16 +136,12 @@ impl Coordinator {
             if link.send(operation, Box::new(move |result| drop(send.send(result)))).is_err() {
                 continue;
             }
-            let share = match patience {
-                Patience::AllTheTime => left,
-                Patience::HalfOfIt => left / 2,
-                Patience::AWhile => (left / 2).min(A_WHILE_MS),
-            };
             let answer = tokio::time::timeout(Duration::from_millis(share.max(1)), receive).await;
             match answer {
                 Ok(Ok(Ok(answer::Kind::Forwarded(proto::Forwarded { kind: Some(kind) })))) => match kind {
                     forwarded::Kind::Failed(failed) => match convert::failure_of_forward(failed) {
                         failure if another_home_may(&failure) => refused = Some(failure),
+                        failure if lost.is_some() => return Err(failure.in_doubt()),
                         failure => return Err(failure),
                     },
                     kind => return Ok(Sent::Answered(kind)),

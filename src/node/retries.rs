@@ -29,8 +29,10 @@ use crate::rpc::requests::WriteDone;
 use crate::types::error::{Applied, Cause, Failure, Invalid};
 use crate::types::ids::{NodeId, Nonce, RequestId};
 use crate::types::limits;
+use crate::types::policy::Conflicts;
 use crate::types::time::Mono;
 use crate::version::codec::{self, ClientContext};
+use crate::version::session::Floor;
 
 /// Writes under way that have a request id.
 #[derive(Debug)]
@@ -192,6 +194,12 @@ impl Coordinator {
         plan.candidates.retain(|node| *node != knows);
         plan.candidates.insert(0, knows);
         plan.holders = named.w;
+        plan.floor = match (named.route.keyspace.conflicts, outcome.dot) {
+            // Of an lww version who stamped it is not remembered: the least of that stamp will do.
+            (Conflicts::Lww, _) => Some(Floor::Lww(outcome.stamp, NodeId(0))),
+            (Conflicts::Siblings, Some(dot)) => Some(Floor::Siblings(vec![(dot, Some(named.request.0))])),
+            (Conflicts::Siblings, None) => None,
+        };
         let reading = self.key_reading(named.route, named.place.clone());
         // The first attempt was stored, and what holds for it now is not known.
         let done = self.driver.read(plan, reading).await.map_err(Failure::in_doubt)?;
@@ -206,7 +214,14 @@ impl Coordinator {
         });
         let session = session.unwrap_or_default();
         let context = context_of_write(seen, outcome, Some(named.request.0));
-        let acks = if done.sloppy { done.replies } else { done.holders };
+        // Fallbacks that keep nothing have answered, and hold nothing.
+        if done.holders < u32::from(named.w) {
+            let homes = named.route.homes.clone();
+            let failure =
+                self.forward_failure(named.route, named.w, Cause::TooFewAcks, Applied::Maybe, homes);
+            return Err(Failure { received: done.holders, ..failure });
+        }
+        let acks = done.holders;
         Ok(WriteDone { context, w: named.w.into(), acks, sloppy: done.sloppy, stamp: stamp.0, session })
     }
 }

@@ -99,8 +99,8 @@ impl KvHandler for NodeService {
         Box::pin(self.coordinator.batch(request))
     }
 
-    fn hold(&self, bytes: usize) -> Result<Held, Failure> {
-        Ok(Held { guard: Arc::new(self.coordinator.hold(bytes)?), bytes })
+    fn hold(&self, bytes: usize, must: bool) -> Result<Held, Failure> {
+        Ok(Held { guard: Arc::new(self.coordinator.hold(bytes, must)?), bytes })
     }
 
     fn metrics(&self) -> &Metrics {

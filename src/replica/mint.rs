@@ -19,7 +19,7 @@ use crate::storage::{Batch, Storage};
 use crate::types::ids::{Birth, Incarnation, NodeId, RequestId};
 use crate::types::limits::{BIRTH_LEASE, PAST_REQUESTS, RECORD_BYTES_MAX, REQUEST_MEMORY, SIBLINGS_MAX};
 use crate::types::policy::Conflicts;
-use crate::types::time::WallMs;
+use crate::types::time::{Mono, WallMs};
 use crate::version::codec;
 use crate::version::dvv::{Actor, Context, Dot};
 use crate::version::hlc::{Hlc, Stamp, TooFarAhead};
@@ -135,6 +135,8 @@ pub struct Mint {
     pub ttl_ms: Option<u64>,
     /// The own copy is elsewhere: this node is a fallback, and the batch has no record.
     pub stands_in: bool,
+    /// From when on it is not to be made any more: nobody waits for it, and another attempt may have been made.
+    pub until: Option<Mono>,
     /// The client's name for the write, and what it asks for.
     pub request: Option<(RequestId, Print)>,
 }
@@ -211,7 +213,8 @@ fn finish(
 ) -> Minted {
     let entry =
         write.request.map(|(id, print)| Entry { id, outcome: Outcome { print: Some(print), stamp, dot } });
-    if let Some(entry) = &entry {
+    // A fallback remembers it with its hint, so not before the write itself is kept.
+    if let Some(entry) = entry.filter(|_| !write.stands_in) {
         entry.remember(now, &mut batch);
     }
     let bytes = codec::encode_record(record);
@@ -331,6 +334,7 @@ mod tests {
             above: Stamp(0),
             ttl_ms: None,
             stands_in: false,
+            until: None,
             request: None,
         }
     }

@@ -4,11 +4,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::admission::Held;
 use super::proto::{self, kv_server::Kv};
-use super::requests::KvHandler;
+use super::requests::{KvHandler, ScanEntry};
 use super::session::{self, Answers};
 use super::{convert, item};
 
@@ -41,7 +43,7 @@ impl<H: KvHandler> Kv for KvService<H> {
         let request = convert::get_request(message, &metadata);
         let done = self.node.get(request.map_err(|f| convert::status(&f))?).await;
         let done = done.map_err(|f| convert::status(&f))?;
-        let held = self.node.hold(done.bytes()).map_err(|f| convert::status(&f))?;
+        let held = self.node.hold(done.bytes(), false).map_err(|f| convert::status(&f))?;
         let mut response = Response::new(convert::get_response(done));
         response.extensions_mut().insert(held);
         Ok(response)
@@ -64,14 +66,22 @@ impl<H: KvHandler> Kv for KvService<H> {
         let mut request = convert::scan_request(message, &metadata).map_err(|f| convert::status(&f))?;
         let node = self.node.clone();
         let first = node.scan_page(request.clone()).await.map_err(|f| convert::status(&f))?;
-        let (send, receive) = mpsc::channel(SCAN_PAGES_AHEAD);
+        // What a page holds counts until it is on its way to the client.
+        let (send, receive) = mpsc::channel::<(_, Option<Held>)>(SCAN_PAGES_AHEAD);
         tokio::spawn(async move {
             let mut page = first;
             loop {
                 let cursor = page.cursor.clone();
                 let count = u64::try_from(page.entries.len()).unwrap_or(u64::MAX);
                 request.limit = request.limit.map(|limit| limit.saturating_sub(count));
-                if send.send(Ok(convert::scan_response(page))).await.is_err() {
+                let held = match node.hold(page.entries.iter().map(ScanEntry::bytes).sum(), false) {
+                    Ok(held) => held,
+                    Err(failure) => {
+                        let _ = send.send((Err(convert::status(&failure)), None)).await;
+                        return;
+                    }
+                };
+                if send.send((Ok(convert::scan_response(page)), Some(held))).await.is_err() {
                     return;
                 }
                 let Some(cursor) = cursor.filter(|_| request.limit != Some(0)) else { return };
@@ -79,13 +89,13 @@ impl<H: KvHandler> Kv for KvService<H> {
                 page = match node.scan_page(request.clone()).await {
                     Ok(page) => page,
                     Err(failure) => {
-                        let _ = send.send(Err(convert::status(&failure))).await;
+                        let _ = send.send((Err(convert::status(&failure)), None)).await;
                         return;
                     }
                 };
             }
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receive))))
+        Ok(Response::new(Box::pin(ReceiverStream::new(receive).map(|(page, _held)| page))))
     }
 
     async fn batch(
@@ -95,7 +105,12 @@ impl<H: KvHandler> Kv for KvService<H> {
         let (metadata, _, message) = request.into_parts();
         let request = item::batch_request(message, &metadata, self.node.value_limit());
         let outcomes = self.node.batch(request.map_err(|f| convert::status(&f))?).await;
-        outcomes.map(|all| Response::new(item::batch_response(all))).map_err(|f| convert::status(&f))
+        let outcomes = outcomes.map_err(|f| convert::status(&f))?;
+        let found = outcomes.iter().flatten().map(item::Done::bytes).sum();
+        let held = self.node.hold(found, true);
+        let mut response = Response::new(item::batch_response(outcomes));
+        response.extensions_mut().insert(held.map_err(|f| convert::status(&f))?);
+        Ok(response)
     }
 
     type SessionStream = Answers<H>;

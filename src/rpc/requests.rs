@@ -138,6 +138,13 @@ pub struct ScanEntry {
     pub context: Bytes,
 }
 
+impl ScanEntry {
+    /// Bytes of its key and values.
+    pub fn bytes(&self) -> usize {
+        self.key.bytes() + self.siblings.iter().map(|live| live.value.len()).sum::<usize>()
+    }
+}
+
 /// A part of a scan's answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScanPage {
@@ -155,8 +162,9 @@ pub trait KvHandler: Send + Sync + 'static {
     fn write(&self, request: WriteRequest) -> BoxFuture<'_, Result<WriteDone, Failure>>;
     /// A get.
     fn get(&self, request: GetRequest) -> BoxFuture<'_, Result<GetDone, Failure>>;
-    /// Counts the bytes of an answer until its client has taken it, or says that there is no room for it.
-    fn hold(&self, bytes: usize) -> Result<Held, Failure>;
+    /// Counts the bytes of an answer until its client has taken it, or says that there is no room for it, unless it
+    /// `must` be given.
+    fn hold(&self, bytes: usize, must: bool) -> Result<Held, Failure>;
     /// The next page of a scan; the request's cursor says where.
     fn scan_page(&self, request: ScanRequest) -> BoxFuture<'_, Result<ScanPage, Failure>>;
     /// A batch: an outcome for each item, in the same order; or none of it was begun.

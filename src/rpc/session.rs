@@ -12,7 +12,7 @@
 //! 3. Each request that was read has one answer, with its id; its order among the others says nothing.
 //! 4. When the client has gone, what has begun goes on to its end, and what waits does not begin.
 //!
-//! Each request is admitted by itself, as a call would be: while a node stops, those that come get `UNAVAILABLE`, and
+//! Each request is admitted by itself, as a call would be, and while the node takes no more it waits, up to its time: while a node stops, those that come get `UNAVAILABLE`, and
 //! those under way get their answer. There is no deadline for the stream. A message that is no protobuf message has
 //! no id: it ends the stream, behind the answers to those before it.
 
@@ -21,6 +21,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use futures_core::Stream;
 use prost::Message as _;
@@ -32,7 +33,7 @@ use super::item::{self, Done, Item, Outcome};
 use super::malformed;
 use super::proto::{SessionRequest, SessionResponse};
 use super::requests::{GetRequest, KvHandler};
-use crate::types::error::Invalid;
+use crate::types::error::{Applied, Cause, Failure, Invalid};
 use crate::types::limits::{
     SESSION_ANSWER_BYTES, SESSION_GET_BYTES, SESSION_REQUEST_BYTES, SESSION_REQUESTS, SESSION_WIDTH,
 };
@@ -209,7 +210,8 @@ async fn answer<H: KvHandler>(id: u64, item: Item, mut held: Held<H>, answers: m
                 () = answers.closed() => return,
                 turn = take(&session.under_way, 1, SESSION_WIDTH) => turn,
             };
-            session.node.write(request).await.map(done)
+            let run = || session.node.write(request.clone());
+            while_overloaded(request.timeout, run).await.map(done)
         }
         Item::Get(request) => {
             let (outcome, room) = tokio::select! {
@@ -225,6 +227,24 @@ async fn answer<H: KvHandler>(id: u64, item: Item, mut held: Held<H>, answers: m
     let _ = answers.send((item::session_response(id, outcome), held)).await;
 }
 
+/// Tries again while the node takes no more, up to the request's own time: a stream can wait where a call can't.
+async fn while_overloaded<T, F: Future<Output = Result<T, Failure>>>(
+    timeout: Duration,
+    run: impl Fn() -> F,
+) -> Result<T, Failure> {
+    let began = tokio::time::Instant::now();
+    loop {
+        match run().await {
+            Err(Failure { cause: Cause::Overloaded(delay), applied: Applied::No, .. })
+                if began.elapsed() + delay < timeout =>
+            {
+                tokio::time::sleep(delay).await;
+            }
+            done => return done,
+        }
+    }
+}
+
 /// A get that has room for what it finds.
 async fn get<H: KvHandler>(
     session: &Session<H>,
@@ -234,7 +254,8 @@ async fn get<H: KvHandler>(
     loop {
         let mut room = take(&session.answer_bytes, wanted, SESSION_ANSWER_BYTES).await;
         let turn = take(&session.under_way, 1, SESSION_WIDTH).await;
-        let done = match session.node.get(request.clone()).await {
+        let run = || session.node.get(request.clone());
+        let done = match while_overloaded(request.timeout, run).await {
             Ok(done) => Done::Get(done),
             Err(failure) => return (Err(failure), None),
         };
@@ -270,7 +291,6 @@ mod tests {
     use super::super::transport::BoxFuture;
     use super::*;
     use crate::telemetry::metrics::Metrics;
-    use crate::types::error::{Cause, Failure};
     use crate::version::hlc::Stamp;
     use crate::version::record::Live;
 
@@ -341,7 +361,7 @@ mod tests {
             unreachable!("a session has no batches")
         }
 
-        fn hold(&self, _: usize) -> Result<crate::rpc::admission::Held, Failure> {
+        fn hold(&self, _: usize, _: bool) -> Result<crate::rpc::admission::Held, Failure> {
             unreachable!("a session holds its answers itself")
         }
 

@@ -140,3 +140,46 @@ async fn a_sloppy_keyspace_takes_carts_on_both_sides() {
     }
     cluster.check();
 }
+
+/// Where no hint may be kept a sloppy write is refused, and so is its retry: nothing was stored, nothing remembered.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_sloppy_write_is_not_remembered() {
+    let _alone = alone();
+    let mut cluster = Cluster::made(4);
+    let bootstrap = cluster.bootstrap();
+    let limits = "[hints]\ntarget_bytes = 1\ntotal_bytes = 1\n";
+    cluster.nodes.iter().for_each(|node| node.configure("", &format!("{bootstrap}\n{limits}")));
+    cluster.start_all();
+    let clients = cluster.all_clients();
+    client::wait_for_all(&clients, 3).await;
+    let (home, others) = homes(&cluster, "cart");
+    for at in &home {
+        cluster.nodes[*at].kill();
+    }
+    let left = clients[others[0]];
+    eventually(Duration::from_secs(10), || {
+        let (output, _) = cli(&[left], &["put", "cart", "strict"]);
+        if output.status.code() == Some(5) { Ok(()) } else { Err(said(&output)) }
+    });
+    let lonely = proto::PutRequest {
+        sloppy: Some(true),
+        acks: Some(proto::put_request::Acks::W(1)),
+        request_id: bytes([9; 16]),
+        ..put("cart", "lonely")
+    };
+    for attempt in 0..3 {
+        let refused = kv(left).put(lonely.clone()).await.expect_err("no hint may be kept");
+        assert!(client::surely_not_applied(&refused), "attempt {attempt}: {refused:?}");
+    }
+    for at in &home {
+        cluster.nodes[*at].start();
+    }
+    cluster.wait_ready();
+    client::wait_for_all(&clients, 3).await;
+    assert!(
+        !kv(left).get(get_r("cart", 3)).await.expect("get").into_inner().found,
+        "it was surely not applied"
+    );
+    kv(left).put(lonely).await.expect("now it is taken");
+    cluster.check();
+}
