@@ -31,6 +31,8 @@ const MESSAGE_BYTES: usize = 64 << 20;
 const ANSWER_MARGIN: Duration = Duration::from_millis(50);
 /// How old the table may be.
 const TABLE_AGE: Duration = Duration::from_secs(30);
+/// How old one may be in which nodes are missing; twice as old each time that they still are.
+const TABLE_AGE_MIN: Duration = Duration::from_secs(1);
 /// How long a refresh of the table may take, and how long after one that failed the next may begin.
 const REFRESH_TIME: Duration = Duration::from_secs(2);
 
@@ -124,6 +126,7 @@ impl Builder {
             table: RwLock::default(),
             refreshing: AtomicBool::default(),
             next_refresh: Mutex::default(),
+            table_age: Mutex::default(),
             turn: AtomicUsize::default(),
         })))
     }
@@ -153,6 +156,8 @@ pub(crate) struct Inner {
     refreshing: AtomicBool,
     /// None before the first.
     next_refresh: Mutex<Option<Instant>>,
+    /// How old the table that is there may become.
+    table_age: Mutex<Duration>,
     turn: AtomicUsize,
 }
 
@@ -444,8 +449,15 @@ impl Inner {
             Box::pin(self.call(Op::Read, None, deadline, send));
         let table = pulled.await?.answer;
         self.learn(&table);
+        let age = match (table.is_complete, self.table().is_complete) {
+            (true, _) => TABLE_AGE,
+            (false, true) => TABLE_AGE_MIN,
+            // At first, too: the nodes of a new cluster may not have said where they are.
+            (false, false) => (*locked(&self.table_age) * 2).clamp(TABLE_AGE_MIN, TABLE_AGE),
+        };
+        *locked(&self.table_age) = age;
         *self.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(table);
-        *locked(&self.next_refresh) = Some(Instant::now() + TABLE_AGE);
+        *locked(&self.next_refresh) = Some(Instant::now() + age);
         Ok(())
     }
 

@@ -58,6 +58,8 @@ pub struct Table {
     owners: Vec<Vec<String>>,
     /// How many of them are home replicas, by keyspace.
     replicas: BTreeMap<String, usize>,
+    /// Whether all nodes are up and have said where they are.
+    pub is_complete: bool,
 }
 
 impl Table {
@@ -68,13 +70,16 @@ impl Table {
         keyspaces: proto::ListKeyspacesResponse,
     ) -> Table {
         let is_up = |state: &str| state == "alive" || state == "suspect";
-        let nodes = status.nodes.into_iter().filter(|n| is_up(&n.state) && !n.client_address.is_empty());
+        let is_there = |node: &proto::NodeStatus| is_up(&node.state) && !node.client_address.is_empty();
+        let is_complete = status.nodes.iter().filter(|node| node.state != "left").all(is_there);
+        let nodes = status.nodes.into_iter().filter(is_there);
         let n = |info: proto::KeyspaceInfo| (info.name, usize::try_from(info.n).unwrap_or(0));
         Table {
             layout_version: layout.layout_version,
             addresses: nodes.map(|node| (node.node_id, node.client_address)).collect(),
             owners: layout.partitions.into_iter().map(|partition| partition.owners).collect(),
             replicas: keyspaces.keyspaces.into_iter().map(n).collect(),
+            is_complete,
         }
     }
 
