@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 use tonic::{Response, Status};
 
 use crate::endpoint::{Connection, Target};
-use crate::error::{Error, Worst};
+use crate::error::{Error, Reached, Worst};
 use crate::keyspace::Keyspace;
 use crate::proto::cluster_client::ClusterClient;
 use crate::proto::kv_client::KvClient;
@@ -49,6 +49,7 @@ pub(crate) struct Settings {
     pub timeout: Duration,
     pub retries: RetryPolicy,
     pub routing: bool,
+    pub in_order: bool,
     pub request_ids: bool,
 }
 
@@ -60,6 +61,7 @@ impl Default for Builder {
                 timeout: Duration::from_secs(5),
                 retries: RetryPolicy::default(),
                 routing: true,
+                in_order: false,
                 request_ids: true,
             },
             budget: Budget::new(0.1, 100),
@@ -97,6 +99,12 @@ impl Builder {
     /// to the given endpoints alone, in turn.
     pub fn routing(mut self, routing: bool) -> Builder {
         self.settings.routing = routing;
+        self
+    }
+
+    /// Whether the first endpoint comes first, as long as it is there, rather than each in its turn.
+    pub fn in_order(mut self, in_order: bool) -> Builder {
+        self.settings.in_order = in_order;
         self
     }
 
@@ -159,6 +167,15 @@ pub(crate) struct Inner {
     /// How old the table that is there may become.
     table_age: Mutex<Duration>,
     turn: AtomicUsize,
+}
+
+/// A refresh in the background. When it is over, or dropped with its runtime, the next may begin.
+struct Refreshing(Arc<Inner>);
+
+impl Drop for Refreshing {
+    fn drop(&mut self) {
+        self.0.refreshing.store(false, Ordering::Release);
+    }
 }
 
 /// What came of a request, and how often it was sent.
@@ -295,7 +312,8 @@ impl Inner {
         self.refresh_if_old();
         let mut tries: Vec<(Arc<Target>, u32)> = Vec::new();
         let mut worst = Worst::default();
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        let mut broke = false;
+        let turn = if self.settings.in_order { 0 } else { self.turn.fetch_add(1, Ordering::Relaxed) };
         for made in 1.. {
             let target = self.choose(op, place, turn, &tries);
             match tries.iter_mut().find(|(known, _)| Arc::ptr_eq(known, &target)) {
@@ -309,9 +327,12 @@ impl Inner {
             self.heard_of_layout(error.layout_version);
             let left = deadline.saturating_duration_since(Instant::now());
             let untried = self.is_one_left(&tries);
-            let standing = Standing { op, made, left, all, untried, draw: rand::random() };
+            broke |= error.reached == Reached::Connection;
+            let standing = Standing { op, made, left, all, untried, broke, draw: rand::random() };
             let decision = decide(&self.settings.retries, &standing, &error);
             worst.add(error);
+            // A new round begins when this one has no endpoint left.
+            broke &= untried;
             match decision {
                 Decision::Again { after, costs } if !costs || locked(&self.budget).spend() => {
                     tokio::time::sleep(after).await;
@@ -364,9 +385,13 @@ impl Inner {
         targets[at].clone()
     }
 
+    /// Whether an endpoint is left that was tried less often than another, and is not known to be dead.
     fn is_one_left(&self, tries: &[(Arc<Target>, u32)]) -> bool {
         let now = Instant::now();
-        let tried = |target: &Arc<Target>| tries.iter().any(|(known, _)| Arc::ptr_eq(known, target));
+        let round = tries.iter().map(|(_, count)| *count).max().unwrap_or(0);
+        let tried = |target: &Arc<Target>| {
+            tries.iter().any(|(known, count)| Arc::ptr_eq(known, target) && *count >= round)
+        };
         self.targets().iter().any(|target| !tried(target) && target.seen(now).0 != Health::Dead)
     }
 
@@ -423,12 +448,11 @@ impl Inner {
         if !due || !self.settings.routing || self.refreshing.swap(true, Ordering::AcqRel) {
             return;
         }
-        let inner = self.clone();
+        let refreshing = Refreshing(self.clone());
         tokio::spawn(async move {
-            if inner.refresh(REFRESH_TIME).await.is_err() {
-                inner.postpone_refresh();
+            if refreshing.0.refresh(REFRESH_TIME).await.is_err() {
+                refreshing.0.postpone_refresh();
             }
-            inner.refreshing.store(false, Ordering::Release);
         });
     }
 

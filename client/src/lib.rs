@@ -36,6 +36,10 @@
 //! full jitter; what an overloaded node asks for is waited; a *budget* keeps retries to a tenth of the requests, so that
 //! they never make an overload worse; and the deadline of the request ends them all. [`RetryPolicy::NEVER`] turns it off.
 //!
+//! Two attempts that could not know of each other, on two sides of a partition, may both be carried out. In a `siblings`
+//! keyspace they are one version all the same. In an `lww` keyspace the second may stand above another client's write
+//! that came between, if clocks differ by more than the time between.
+//!
 //! What fails in the end says in [`Error::applied`] whether it was surely not applied or may have been.
 //!
 //! ## What a request id costs

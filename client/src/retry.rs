@@ -35,19 +35,27 @@ pub struct RetryPolicy {
     pub backoff: Duration,
     /// The greatest bound.
     pub backoff_max: Duration,
+    /// Whether to go on when all endpoints have refused the request, or a connection. If not, that is the answer,
+    /// unless a connection broke under the request: then it goes round once more.
+    pub persist: bool,
 }
 
 impl Default for RetryPolicy {
     /// Ten attempts, 20 ms doubled up to a second: about 4 s in all, unless the deadline comes first.
     fn default() -> RetryPolicy {
-        RetryPolicy { attempts: 10, backoff: Duration::from_millis(20), backoff_max: Duration::from_secs(1) }
+        RetryPolicy {
+            attempts: 10,
+            backoff: Duration::from_millis(20),
+            backoff_max: Duration::from_secs(1),
+            persist: true,
+        }
     }
 }
 
 impl RetryPolicy {
     /// Each request is sent once, to one endpoint: for tests that record what one request did.
     pub const NEVER: RetryPolicy =
-        RetryPolicy { attempts: 1, backoff: Duration::ZERO, backoff_max: Duration::ZERO };
+        RetryPolicy { attempts: 1, backoff: Duration::ZERO, backoff_max: Duration::ZERO, persist: false };
 
     /// The pause before the next attempt after `made`: full jitter. `draw` is from 0 to 1.
     fn pause(&self, made: u32, draw: f64) -> Duration {
@@ -71,8 +79,10 @@ pub struct Standing {
     pub left: Duration,
     /// The time it had in all.
     pub all: Duration,
-    /// Whether an endpoint is left that was not tried and is not known to be dead.
+    /// Whether an endpoint is left in this round, that was not tried in it and is not known to be dead.
     pub untried: bool,
+    /// Whether a connection broke, or stayed silent, in this round.
+    pub broke: bool,
     /// A number from 0 to 1, drawn anew each time.
     pub draw: f64,
 }
@@ -109,8 +119,9 @@ fn may_repeat(op: Op, error: &Error) -> bool {
 
 /// Decides after a failed attempt.
 pub fn decide(policy: &RetryPolicy, standing: &Standing, error: &Error) -> Decision {
-    let Standing { op, made, left, all, untried, draw } = *standing;
-    if made >= policy.attempts || !may_repeat(op, error) {
+    let Standing { op, made, left, all, untried, broke, draw } = *standing;
+    let answered = !policy.persist && !untried && !broke;
+    if made >= policy.attempts || answered || !may_repeat(op, error) {
         return Decision::Stop;
     }
     let jitter = policy.pause(made, draw);

@@ -4,13 +4,17 @@ use super::*;
 use crate::proto;
 use tonic::Status;
 
-const POLICY: RetryPolicy =
-    RetryPolicy { attempts: 4, backoff: Duration::from_millis(100), backoff_max: Duration::from_millis(300) };
+const POLICY: RetryPolicy = RetryPolicy {
+    attempts: 4,
+    backoff: Duration::from_millis(100),
+    backoff_max: Duration::from_millis(300),
+    persist: true,
+};
 const ALL: [Op; 3] = [Op::Read, Op::Write, Op::NamedWrite];
 
 fn standing(op: Op) -> Standing {
     let second = Duration::from_secs(1);
-    Standing { op, made: 1, left: second, all: second, untried: true, draw: 0.5 }
+    Standing { op, made: 1, left: second, all: second, untried: true, broke: false, draw: 0.5 }
 }
 
 fn said(code: Code, applied: proto::Applied, delay_ms: u64, op: Op) -> Error {
@@ -124,6 +128,18 @@ fn attempts_and_time_end_it() {
     assert_eq!(at(1, 90), Decision::Stop, "50 ms of pause leave too little for an answer");
     let refused = Error::unreachable("refused");
     assert_eq!(decide(&RetryPolicy::NEVER, &standing(Op::Read), &refused), Decision::Stop);
+}
+
+#[test]
+fn without_persistence_a_round_of_refusals_is_an_answer() {
+    let policy = RetryPolicy { persist: false, ..POLICY };
+    for error in [said(Code::Unavailable, proto::Applied::No, 0, Op::Read), Error::unreachable("refused")] {
+        let after = |untried, broke| {
+            let standing = Standing { untried, broke, ..standing(Op::Read) };
+            decide(&policy, &standing, &error) != Decision::Stop
+        };
+        assert_eq!([after(true, false), after(false, false), after(false, true)], [true, false, true]);
+    }
 }
 
 #[test]
