@@ -117,7 +117,8 @@ impl Error {
             _ if op == Op::Read => Applied::No,
             Some(f) if f.applied() == proto::Applied::No => Applied::No,
             Some(f) if f.applied() == proto::Applied::Maybe => Applied::Maybe,
-            _ if reached == Reached::Nobody || refused_as_it_is(status.code()) => Applied::No,
+            _ if reached == Reached::Nobody => Applied::No,
+            _ if reached == Reached::Node && refused_as_it_is(status.code()) => Applied::No,
             _ => Applied::Maybe,
         };
         let mut message = words(status);
@@ -198,9 +199,12 @@ pub(crate) fn refused_as_it_is(code: Code) -> bool {
     )
 }
 
-/// How far the attempt with this end came. What carries a `Failure` is a node's word; without one, these codes are
-/// the transport's.
+/// How far the attempt with this end came. What carries a `Failure` is a node's word. Without one, what has a cause
+/// (HTTP/2 speaks in gRPC's codes too: `RESOURCE_EXHAUSTED` for "calm down"), and some codes, are the transport's.
 fn reached(status: &Status, has_failure: bool) -> Reached {
+    if has_failure {
+        return Reached::Node;
+    }
     let mut cause = status.source();
     while let Some(error) = cause {
         if error.is::<tonic::ConnectError>() {
@@ -210,7 +214,7 @@ fn reached(status: &Status, has_failure: bool) -> Reached {
     }
     let of_transport =
         matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Internal | Code::Cancelled);
-    if of_transport && !has_failure { Reached::Connection } else { Reached::Node }
+    if of_transport || status.source().is_some() { Reached::Connection } else { Reached::Node }
 }
 
 /// The `Failure` and the retry delay that a status carries.
@@ -309,6 +313,10 @@ mod tests {
             assert_eq!(applied(&Status::internal("broken")), Applied::Maybe);
             assert_eq!(applied(&Status::deadline_exceeded("late")), Applied::Maybe);
             assert_eq!(applied(&Status::invalid_argument("bad")), Applied::No);
+            // As HTTP/2 says it of a stream that a node may have begun to carry out.
+            let mut calm = Status::resource_exhausted("h2 protocol error: not a result of an error");
+            calm.set_source(std::sync::Arc::new(std::io::Error::other("ENHANCE_YOUR_CALM")));
+            assert_eq!(applied(&calm), Applied::Maybe);
         }
         assert_eq!(of(&Status::unavailable("gone"), Op::Read).applied, Applied::No);
     }
