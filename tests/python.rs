@@ -1,13 +1,15 @@
-//! A client in another language: `tests/python_client.py` against a real cluster of three processes.
+//! Another language: `tests/python_client.py` with stubs of its own, and the package in `clients/python` with its tests,
+//! each against a real cluster of three processes.
 //!
-//! It needs a Python 3 with grpcio and grpcio-tools (`PYTHON` names the interpreter). Without them the test
-//! says `SKIPPED` on stderr and passes, unless `QUORAL_REQUIRE_PYTHON=1`, as CI sets it once they are there.
+//! It needs a Python 3 with grpcio and grpcio-tools (`PYTHON` names the interpreter). Without them the tests
+//! say `SKIPPED` on stderr and pass, unless `QUORAL_REQUIRE_PYTHON=1`, as CI sets it once they are there.
 
 #![allow(clippy::disallowed_methods, reason = "real processes are waited for in real time")]
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, UdpSocket};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -18,6 +20,7 @@ const NODES: u16 = 3;
 const PORTS: u16 = 10 * NODES;
 const READY_WITHIN: Duration = Duration::from_secs(60);
 const CHECKED_WITHIN: Duration = Duration::from_secs(180);
+const PACKAGE_WITHIN: Duration = Duration::from_secs(300);
 const STOPPED_WITHIN: Duration = Duration::from_secs(30);
 
 /// A base such that all ports of the cluster are free, for TCP and UDP. Below the range that the system gives
@@ -113,38 +116,66 @@ fn missing(python: &str) -> Option<String> {
     }
 }
 
+/// The interpreter, if it has what is needed; else says so, or fails where it is required.
+fn python() -> Option<String> {
+    let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
+    let Some(why) = missing(&python) else { return Some(python) };
+    assert!(std::env::var_os("QUORAL_REQUIRE_PYTHON").is_none_or(|v| v != "1"), "required, but {why}");
+    // Not `eprintln`: the test harness would keep it to itself.
+    let _ = writeln!(std::io::stderr(), "SKIPPED: the Python client: {why}");
+    None
+}
+
+/// Runs the interpreter to its end: whether it ended well in time, and what it said. What it started goes with it.
+fn run(command: &mut Command, log: &Path, within: Duration) -> (bool, String) {
+    let file = File::create(log).expect("a log");
+    let mut child = command
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .stdin(Stdio::null())
+        .stdout(file.try_clone().expect("a second handle"))
+        .stderr(file)
+        .process_group(0)
+        .spawn()
+        .expect("it was started before");
+    let ended = wait(&mut child, within);
+    if ended.is_none() {
+        let group = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);
+        let _ =
+            rustix::process::kill_process_group(group.expect("a process id"), rustix::process::Signal::KILL);
+        let _ = child.wait();
+    }
+    let said = std::fs::read_to_string(log).unwrap_or_default();
+    (ended.is_some_and(|status| status.success()), format!("{ended:?}\n{said}"))
+}
+
+#[test]
+fn the_python_package_passes_its_tests() {
+    let Some(python) = python() else { return };
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut tests = Command::new(python);
+    tests
+        .args(["-m", "unittest", "discover", "-v", "-s", "clients/python/tests"])
+        .env("PYTHONPATH", "clients/python/src")
+        .env("QUORAL_BIN", env!("CARGO_BIN_EXE_quoral"));
+    let (passed, said) = run(&mut tests, &dir.path().join("tests.log"), PACKAGE_WITHIN);
+    assert!(passed, "the package's tests: {said}");
+    let is_of_binary = |line: &&str| line.contains("skipped") && line.contains("QUORAL_BIN");
+    assert!(said.contains("Ran ") && !said.lines().any(|line| is_of_binary(&line)), "{said}");
+}
+
 #[test]
 fn a_python_client_does_what_the_contract_says() {
-    let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".into());
-    if let Some(why) = missing(&python) {
-        assert!(std::env::var_os("QUORAL_REQUIRE_PYTHON").is_none_or(|v| v != "1"), "required, but {why}");
-        // Not `eprintln`: the test harness would keep it to itself.
-        let _ = writeln!(std::io::stderr(), "SKIPPED: the Python client: {why}");
-        return;
-    }
+    let Some(python) = python() else { return };
     let dir = tempfile::tempdir().expect("a directory");
     let base = free_ports();
     let mut cluster = start(base, dir.path());
     let endpoints = (0..NODES).map(|node| format!("127.0.0.1:{}", base + 10 * node));
-    let transcript = dir.path().join("client.log");
-    let log = File::create(&transcript).expect("a log");
-    let mut client = Command::new(&python)
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python_client.py"))
-        .args(endpoints)
-        .env("PYTHONDONTWRITEBYTECODE", "1")
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().expect("a second handle"))
-        .stderr(log)
-        .spawn()
-        .expect("it was started before");
-    let ended = wait(&mut client, CHECKED_WITHIN);
-    if ended.is_none() {
-        let _ = client.kill();
-        let _ = client.wait();
-    }
-    let said = std::fs::read_to_string(&transcript).unwrap_or_default();
+    let mut client = Command::new(python);
+    client.arg("tests/python_client.py").args(endpoints);
+    let (passed, said) = run(&mut client, &dir.path().join("client.log"), CHECKED_WITHIN);
     let server = std::fs::read_to_string(dir.path().join("dev.log")).unwrap_or_default();
-    assert!(ended.is_some_and(|s| s.success()), "the client: {ended:?}\n{said}\nthe cluster:\n{server}");
+    assert!(passed, "the client: {said}\nthe cluster:\n{server}");
     assert!(said.contains("all as promised"), "{said}");
 
     cluster.signal(rustix::process::Signal::TERM);

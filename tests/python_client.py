@@ -68,6 +68,9 @@ def make_stubs():
         + wellknown
     )
     assert code == 0, f"protoc failed with {code}"
+    # Packages of their own: without this the package of clients/python would come first where it is installed.
+    for folder in ("quoral", "quoral/v1"):
+        (out / folder / "__init__.py").touch()
     sys.path.insert(0, str(out))
 
 

@@ -54,6 +54,7 @@ const TOP: [&str; 23] = [
     "proto",
     "jepsen",
     "fuzz",
+    "clients",
     ".ci",
     ".cargo",
     "README.md",
@@ -431,6 +432,7 @@ fn all_code() -> String {
 fn docs_name_what_exists() {
     let mut docs: Vec<String> = ROOT_DOCS.iter().map(ToString::to_string).collect();
     docs.extend(files("docs", ".md"));
+    docs.extend(files("clients", "README.md"));
     assert!(docs.contains(&"docs/testing.md".to_string()), "the documents were found");
     let (code, exists) = (all_code(), |path: &str| root().join(path).exists());
     assert_tidy(docs.iter().flat_map(|f| check_doc(f, &text_of(f), &exists, &code)).collect());

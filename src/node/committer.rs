@@ -14,8 +14,9 @@
 //!    from the queue after a map was learnt is held against that map.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
@@ -73,6 +74,8 @@ struct Shared {
     unsynced: Mutex<Unsynced>,
     synced: watch::Sender<u64>,
     failed: AtomicBool,
+    /// How long the last group took, in microseconds.
+    group_us: AtomicU64,
     durability: Durability,
     clock: Arc<dyn Clock>,
     metrics: Arc<Metrics>,
@@ -114,6 +117,7 @@ impl Committer {
             unsynced: Mutex::default(),
             synced: watch::Sender::new(0),
             failed: AtomicBool::new(false),
+            group_us: AtomicU64::new(0),
             durability,
             clock,
             metrics,
@@ -181,6 +185,13 @@ impl Committer {
         done && !self.has_failed()
     }
 
+    /// How long a job waits that is handed over now, beyond the group that is under way.
+    pub fn queue_delay(&self) -> Duration {
+        let waiting = COMMIT_QUEUE.saturating_sub(self.queue.capacity());
+        let groups = u32::try_from(waiting / COMMIT_GROUP).unwrap_or(u32::MAX);
+        Duration::from_micros(self.shared.group_us.load(Ordering::Relaxed)).saturating_mul(groups)
+    }
+
     /// Whether a sync has failed.
     pub fn has_failed(&self) -> bool {
         self.shared.failed.load(Ordering::Acquire)
@@ -220,9 +231,11 @@ impl Shared {
     fn run_thread(&self, mut jobs: mpsc::Receiver<Job>) {
         let mut group = Vec::new();
         while jobs.blocking_recv_many(&mut group, COMMIT_GROUP) > 0 {
+            let began = self.clock.mono();
             if let Some(written) = self.write_group(&mut group) {
                 self.sync_group(written);
             }
+            self.group_us.store(self.clock.mono().micros_since(began), Ordering::Relaxed);
         }
     }
 
@@ -440,6 +453,7 @@ mod tests {
             unsynced: Mutex::default(),
             synced: watch::Sender::new(0),
             failed: AtomicBool::new(false),
+            group_us: AtomicU64::new(0),
             durability: Durability::Always,
             clock: Arc::new(SystemClock::default()),
             metrics: Arc::default(),

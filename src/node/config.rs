@@ -225,9 +225,12 @@ const KEYS: [Key; 24] = {
             show_nodes(&c.bootstrap.nodes)
         }),
         key("limits", "value_bytes", "largest value, at most 16 MiB", |c| c.limits.value_bytes.to_string()),
-        key("limits", "requests_in_flight", "requests of clients at once; more are refused", |c| {
-            c.limits.requests_in_flight.to_string()
-        }),
+        key(
+            "limits",
+            "requests_in_flight",
+            "requests of clients at once; more are refused, but those of a client below its share (up to twice as many)",
+            |c| c.limits.requests_in_flight.to_string(),
+        ),
         key("limits", "bytes_in_flight", "bytes of values that clients' writes may hold at once", |c| {
             c.limits.bytes_in_flight.to_string()
         }),

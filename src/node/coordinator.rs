@@ -62,10 +62,14 @@ pub struct Coordinator {
     pub requests_limit: usize,
     /// Most bytes that those under way may write.
     pub bytes_limit: usize,
+    /// The most that it takes while it is overloaded: see `src/node/overload.rs`.
+    pub limit_now: AtomicUsize,
     /// Requests under way.
     pub under_way: AtomicUsize,
-    /// Bytes of values that they write.
+    /// Bytes of values that they write, or have found.
     pub bytes_under_way: AtomicUsize,
+    /// About what a get finds: the largest of late, in bytes.
+    pub usual_get: AtomicUsize,
     /// Writes under way that have a request id.
     pub turns: Turns,
 }
@@ -80,6 +84,18 @@ pub struct Admitted<'a> {
 impl Drop for Admitted<'_> {
     fn drop(&mut self) {
         self.by.under_way.fetch_sub(self.requests, Ordering::AcqRel);
+        self.by.bytes_under_way.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
+}
+
+/// The bytes of an answer that its client has not taken; counted until this is dropped.
+pub struct HeldAnswer {
+    by: Arc<Coordinator>,
+    bytes: usize,
+}
+
+impl Drop for HeldAnswer {
+    fn drop(&mut self) {
         self.by.bytes_under_way.fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }
@@ -118,12 +134,35 @@ impl Coordinator {
         let others = self.under_way.fetch_add(requests, Ordering::AcqRel);
         let before = self.bytes_under_way.fetch_add(bytes, Ordering::AcqRel);
         let too_large = bytes > 0 && before > 0 && before.saturating_add(bytes) > self.bytes_limit;
-        let too_many = others > 0 && others.saturating_add(requests) > self.requests_limit;
+        // The door lets clients in that are below their share when the limit is reached: up to twice that.
+        let limit = self.requests_limit.saturating_mul(2).min(self.limit_now.load(Ordering::Relaxed));
+        let too_many = others > 0 && others.saturating_add(requests) > limit;
         if too_many || too_large {
             drop(admitted);
             return Err(Failure::early(Cause::Overloaded(limits::RETRY_DELAY)));
         }
         Ok(admitted)
+    }
+
+    /// Counts a get in, with as many bytes as gets of late have found.
+    pub fn admit_get(&self) -> Result<Admitted<'_>, Failure> {
+        self.admit_many(1, self.usual_get.load(Ordering::Relaxed))
+    }
+
+    /// Learns how much a get has found.
+    pub fn found(&self, bytes: usize) {
+        let usual = self.usual_get.load(Ordering::Relaxed);
+        self.usual_get.store(bytes.max(usual - usual / 16), Ordering::Relaxed);
+    }
+
+    /// Counts the bytes of an answer until its client has taken it, or says that there is no room for it.
+    pub fn hold(self: &Arc<Self>, bytes: usize) -> Result<HeldAnswer, Failure> {
+        let before = self.bytes_under_way.fetch_add(bytes, Ordering::AcqRel);
+        let held = HeldAnswer { by: self.clone(), bytes };
+        if bytes > 0 && before > 0 && before.saturating_add(bytes) > self.bytes_limit {
+            return Err(Failure::early(Cause::Overloaded(limits::RETRY_DELAY)));
+        }
+        Ok(held)
     }
 
     /// Finds where a partition key lives.
@@ -160,7 +199,7 @@ impl Coordinator {
     }
 
     /// A put or delete. `may_forward`: it comes from a client, not from a peer.
-    pub async fn write(&self, request: WriteRequest, may_forward: bool) -> Result<WriteDone, Failure> {
+    pub async fn write(&self, mut request: WriteRequest, may_forward: bool) -> Result<WriteDone, Failure> {
         let began = self.driver.clock.mono();
         let route = self.route(&request.keyspace, request.key.partition_key())?;
         let w = request.w.unwrap_or(Level::Count(route.keyspace.w.into()));
@@ -174,6 +213,10 @@ impl Coordinator {
         };
         if goes_on {
             let is_home = route.homes.contains(&self.driver.me);
+            if request.sloppy.unwrap_or(route.keyspace.sloppy) {
+                // A home that is silent must not hold it up: so named, it can be sent to the next.
+                request.request_id = request.request_id.or_else(|| Some(self.turns.new_id()));
+            }
             match self.forward_write(request.clone(), &route, w, may_forward).await {
                 Err(failure) if may_forward && self.may_stand_in(&request, &route, &failure) => {}
                 // No answer came: what was carried out there is found here, or else by its twin.
@@ -200,8 +243,12 @@ impl Coordinator {
     /// Whether this node, which is no home, coordinates a sloppy write: none can be reached.
     fn may_stand_in(&self, request: &WriteRequest, route: &Route, failure: &Failure) -> bool {
         request.sloppy.unwrap_or(route.keyspace.sloppy)
-            && failure.cause == Cause::Unavailable
-            && self.first_home(route).is_none()
+            && match failure.cause {
+                Cause::Unavailable => self.first_home(route).is_none(),
+                // All are silent.
+                Cause::TooFewAcks => request.request_id.is_some(),
+                _ => false,
+            }
     }
 
     /// The reachable fallbacks of a request, in order; this node first if it stands in itself.

@@ -21,6 +21,20 @@ enum Sent {
     NobodyUp,
 }
 
+/// How long a node is waited for that a write was sent on to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    /// Until the deadline: sent to another, it might be applied twice.
+    AllTheTime,
+    /// It has a request id: what hangs on a silent node leaves time for another.
+    HalfOfIt,
+    /// It is sloppy, too: fallbacks are there.
+    AWhile,
+}
+
+/// Longer than a healthy node takes, and short for a user.
+const A_WHILE_MS: u64 = 400;
+
 impl Coordinator {
     /// Sends a put or delete on.
     pub(super) async fn forward_write(
@@ -30,9 +44,14 @@ impl Coordinator {
         w: u8,
         may_forward: bool,
     ) -> Result<WriteDone, Failure> {
-        let (timeout, is_named) = (request.timeout, request.request_id.is_some());
+        let timeout = request.timeout;
+        let patience = match request.request_id {
+            None => Patience::AllTheTime,
+            Some(_) if request.sloppy.unwrap_or(route.keyspace.sloppy) => Patience::AWhile,
+            Some(_) => Patience::HalfOfIt,
+        };
         let message = write_to_wire(request, w);
-        match self.forward(message, timeout, route, may_forward, is_named).await? {
+        match self.forward(message, timeout, route, may_forward, patience).await? {
             Sent::Answered(forwarded::Kind::Put(done)) => {
                 let proto::PutResponse { context, w, acks, sloppy, stamp, session } = done;
                 Ok(WriteDone { context, w, acks, sloppy, stamp, session })
@@ -73,15 +92,15 @@ impl Coordinator {
     }
 
     /// Sends a request to the first other home replica that can be reached, and on to the next when that one
-    /// surely changed nothing and another may do better. One that may be sent twice, a read or a write with a request id,
-    /// goes on also when an answer does not come.
+    /// surely changed nothing and another may do better. One that may be sent twice goes on also when an answer does
+    /// not come.
     async fn forward(
         &self,
         request: forward::Request,
         timeout: Duration,
         route: &Route,
         may_forward: bool,
-        may_repeat: bool,
+        patience: Patience,
     ) -> Result<Sent, Failure> {
         if !may_forward {
             return Ok(Sent::NobodyUp);
@@ -105,8 +124,11 @@ impl Coordinator {
             if link.send(operation, Box::new(move |result| drop(send.send(result)))).is_err() {
                 continue;
             }
-            // What hangs on a silent node leaves time for another.
-            let share = if may_repeat { left / 2 } else { left };
+            let share = match patience {
+                Patience::AllTheTime => left,
+                Patience::HalfOfIt => left / 2,
+                Patience::AWhile => (left / 2).min(A_WHILE_MS),
+            };
             let answer = tokio::time::timeout(Duration::from_millis(share.max(1)), receive).await;
             match answer {
                 Ok(Ok(Ok(answer::Kind::Forwarded(proto::Forwarded { kind: Some(kind) })))) => match kind {
@@ -117,7 +139,7 @@ impl Coordinator {
                     kind => return Ok(Sent::Answered(kind)),
                 },
                 Ok(Ok(Ok(answer::Kind::Refused(_)))) => {}
-                _ if may_repeat => lost = Some(*node),
+                _ if patience != Patience::AllTheTime => lost = Some(*node),
                 _ if canary::sings(Canary::ForwardRetried) => {}
                 _ => return Ok(Sent::Lost(*node)),
             }

@@ -19,6 +19,7 @@ pub mod hints;
 pub mod http;
 pub mod links;
 pub mod maps;
+mod overload;
 pub mod peers;
 pub mod readings;
 mod retries;

@@ -27,14 +27,18 @@ use crate::rpc::convert::request_id_bytes;
 use crate::rpc::proto::{self, answer, operation};
 use crate::rpc::requests::WriteDone;
 use crate::types::error::{Applied, Cause, Failure, Invalid};
-use crate::types::ids::{NodeId, RequestId};
+use crate::types::ids::{NodeId, Nonce, RequestId};
 use crate::types::limits;
 use crate::types::time::Mono;
 use crate::version::codec::{self, ClientContext};
 
 /// Writes under way that have a request id.
-#[derive(Debug, Default)]
-pub struct Turns(Mutex<BTreeMap<RequestId, Arc<tokio::sync::Mutex<()>>>>);
+#[derive(Debug)]
+pub struct Turns {
+    under_way: Mutex<BTreeMap<RequestId, Arc<tokio::sync::Mutex<()>>>>,
+    /// The next id that this node gives itself: its start in the upper half, then a count.
+    next: Mutex<u128>,
+}
 
 /// The turn of one write under its request id.
 pub struct Turn<'a> {
@@ -44,10 +48,22 @@ pub struct Turn<'a> {
 }
 
 impl Turns {
+    /// None under way, at this start of the node.
+    pub fn new(nonce: Nonce) -> Turns {
+        Turns { under_way: Mutex::default(), next: Mutex::new(u128::from(nonce.0) << 64) }
+    }
+
+    /// An id for a write that came without one.
+    pub fn new_id(&self) -> RequestId {
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        *next += 1;
+        RequestId(*next)
+    }
+
     /// Waits until no other write under this id is under way.
     pub async fn take(&self, id: RequestId) -> Turn<'_> {
         let turn = {
-            let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut turns = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
             turns.entry(id).or_default().clone()
         };
         // Made first: when this future is dropped while it waits, the entry is cleared away too.
@@ -60,7 +76,7 @@ impl Turns {
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         self.held = None;
-        let mut turns = self.turns.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut turns = self.turns.under_way.lock().unwrap_or_else(PoisonError::into_inner);
         // Those who wait hold the lock too.
         if turns.get(&self.id).is_some_and(|turn| Arc::strong_count(turn) == 1) {
             turns.remove(&self.id);
@@ -134,11 +150,11 @@ impl Coordinator {
             asked += usize::from(link.send(operation, waiter).is_ok());
         }
         drop(answers);
-        let mut known = 0;
+        let (mut known, began) = (0, self.driver.clock.mono());
         for left in (0..asked).rev() {
-            // Once enough have answered, a silent one is not waited for.
+            // Once enough have answered, silent ones are not waited for.
             let wait = match known >= needed {
-                true => limits::HEDGE_AFTER,
+                true => self.left(began + limits::HEDGE_AFTER),
                 false => self.left(named.deadline),
             };
             match tokio::time::timeout(wait, heard.recv()).await {
@@ -249,7 +265,8 @@ mod tests {
 
     #[tokio::test]
     async fn writes_of_one_id_take_turns_and_leave_nothing() {
-        let turns = Turns::default();
+        let turns = Turns::new(Nonce(7));
+        assert_ne!(turns.new_id(), turns.new_id());
         let first = turns.take(RequestId(1)).await;
         let other = turns.take(RequestId(2)).await;
         let mut second = Box::pin(turns.take(RequestId(1)));
@@ -259,6 +276,6 @@ mod tests {
         drop(first);
         let second = second.await;
         drop((second, other));
-        assert!(turns.0.lock().expect("not poisoned").is_empty());
+        assert!(turns.under_way.lock().expect("not poisoned").is_empty());
     }
 }

@@ -30,6 +30,7 @@ use super::hints::{self, Hints};
 use super::http::{HttpState, serve_http};
 use super::links::{Contact, Links, Me};
 use super::maps::Maps;
+use super::overload::govern;
 use super::peers::Peers;
 use super::retries::{Turns, forget_requests};
 use super::service::NodeService;
@@ -39,6 +40,7 @@ use crate::gossip::digest::NodeReport;
 use crate::gossip::identity::Identity;
 use crate::replica::mint::{Minter, stored_number};
 use crate::ring::layout::ClusterMap;
+use crate::rpc::admission::{Door, DoorLayer};
 use crate::rpc::cluster_service::ClusterService;
 use crate::rpc::kv_service::KvService;
 use crate::rpc::malformed;
@@ -234,9 +236,11 @@ impl Node {
             value_limit: config.limits.value_bytes,
             requests_limit: config.limits.requests_in_flight,
             bytes_limit: config.limits.bytes_in_flight,
+            limit_now: AtomicUsize::new(usize::MAX),
             under_way: AtomicUsize::new(0),
             bytes_under_way: AtomicUsize::new(0),
-            turns: Turns::default(),
+            usual_get: AtomicUsize::new(0),
+            turns: Turns::new(me.nonce),
         });
         let maps = Maps::new(me.node, env.clone(), committer.clone(), maps_sender);
         let gossip = start_gossip(&env, config, me, &maps.current()).await?;
@@ -281,7 +285,16 @@ impl Node {
         Ok(node)
     }
 
+    /// The door of the client port, and who keeps it.
+    fn door(&mut self) -> Arc<Door> {
+        let coordinator = &self.service.coordinator;
+        let door = Arc::new(Door::new(coordinator.requests_limit, coordinator.bytes_limit));
+        self.tasks.push(tokio::spawn(govern(coordinator.clone(), door.clone())));
+        door
+    }
+
     async fn serve(&mut self, ports: Ports, peers: Arc<Peers>, ready: Arc<Ready>) -> Result<(), StartError> {
+        let door = self.door();
         let [client_health, peer_health] = &self.health;
         client_health.set_not_serving::<KvServer<KvService<NodeService>>>().await;
         client_health.set_not_serving::<ClusterServer<ClusterService<NodeService>>>().await;
@@ -301,6 +314,7 @@ impl Node {
             .max_decoding_message_size(CLIENT_MESSAGE_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         let clients = builder(Duration::from_secs(10), Duration::from_secs(10))
+            .layer(DoorLayer(door))
             .layer(MapResponseLayer::new(malformed::as_invalid))
             .add_service(kv)
             .add_service(ClusterServer::new(ClusterService::new(self.service.clone())))

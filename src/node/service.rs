@@ -16,6 +16,7 @@ use crate::replica::fetch;
 use crate::ring::keyspaces::{Edit, KeyspaceChange};
 use crate::ring::layout::{ClusterMap, KeyspaceError, Member, NewKeyspace};
 use crate::ring::preflist::preference_list;
+use crate::rpc::admission::Held;
 use crate::rpc::item::{BatchRequest, Outcome};
 use crate::rpc::proto::{self, answer, fetched, operation};
 use crate::rpc::requests::{
@@ -70,10 +71,13 @@ impl KvHandler for NodeService {
     fn get(&self, request: GetRequest) -> BoxFuture<'_, Result<GetDone, Failure>> {
         Box::pin(async move {
             let began = self.coordinator.driver.clock.mono();
-            let result = match self.coordinator.admit(0) {
+            let result = match self.coordinator.admit_get() {
                 Ok(_admitted) => self.coordinator.get(request).await,
                 Err(failure) => Err(failure),
             };
+            if let Ok(done) = &result {
+                self.coordinator.found(done.bytes());
+            }
             self.coordinator.count(Verb::Get, began, &result);
             result
         })
@@ -93,6 +97,10 @@ impl KvHandler for NodeService {
 
     fn batch(&self, request: BatchRequest) -> BoxFuture<'_, Result<Vec<Outcome>, Failure>> {
         Box::pin(self.coordinator.batch(request))
+    }
+
+    fn hold(&self, bytes: usize) -> Result<Held, Failure> {
+        Ok(Held { guard: Arc::new(self.coordinator.hold(bytes)?), bytes })
     }
 
     fn metrics(&self) -> &Metrics {

@@ -40,7 +40,11 @@ impl<H: KvHandler> Kv for KvService<H> {
         let (metadata, _, message) = request.into_parts();
         let request = convert::get_request(message, &metadata);
         let done = self.node.get(request.map_err(|f| convert::status(&f))?).await;
-        done.map(|done| Response::new(convert::get_response(done))).map_err(|f| convert::status(&f))
+        let done = done.map_err(|f| convert::status(&f))?;
+        let held = self.node.hold(done.bytes()).map_err(|f| convert::status(&f))?;
+        let mut response = Response::new(convert::get_response(done));
+        response.extensions_mut().insert(held);
+        Ok(response)
     }
 
     async fn delete(

@@ -13,6 +13,7 @@ pub mod proto {
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/quoral.v1.bin"));
 }
 
+pub mod admission;
 pub mod cluster_service;
 pub mod convert;
 pub mod item;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::admission::Held;
 use super::item::{BatchRequest, Outcome};
 use super::transport::BoxFuture;
 use crate::ring::keyspaces::KeyspaceChange;
@@ -94,6 +95,13 @@ pub struct GetDone {
     pub session: Bytes,
 }
 
+impl GetDone {
+    /// Bytes of its values.
+    pub fn bytes(&self) -> usize {
+        self.siblings.iter().map(|live| live.value.len()).sum()
+    }
+}
+
 /// A scan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScanRequest {
@@ -147,6 +155,8 @@ pub trait KvHandler: Send + Sync + 'static {
     fn write(&self, request: WriteRequest) -> BoxFuture<'_, Result<WriteDone, Failure>>;
     /// A get.
     fn get(&self, request: GetRequest) -> BoxFuture<'_, Result<GetDone, Failure>>;
+    /// Counts the bytes of an answer until its client has taken it, or says that there is no room for it.
+    fn hold(&self, bytes: usize) -> Result<Held, Failure>;
     /// The next page of a scan; the request's cursor says where.
     fn scan_page(&self, request: ScanRequest) -> BoxFuture<'_, Result<ScanPage, Failure>>;
     /// A batch: an outcome for each item, in the same order; or none of it was begun.

@@ -341,6 +341,10 @@ mod tests {
             unreachable!("a session has no batches")
         }
 
+        fn hold(&self, _: usize) -> Result<crate::rpc::admission::Held, Failure> {
+            unreachable!("a session holds its answers itself")
+        }
+
         fn metrics(&self) -> &Metrics {
             &self.metrics
         }

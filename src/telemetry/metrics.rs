@@ -105,6 +105,12 @@ pub struct Metrics {
     pub swept_records: Counter,
     /// 1 while there may be more of them.
     pub sweeping: Gauge<i64>,
+    /// Requests of clients that the node takes at a time now.
+    pub requests_limit: Gauge<u64, AtomicU64>,
+    /// The least time that work waited in the last window, in microseconds.
+    pub queue_delay: Gauge<u64, AtomicU64>,
+    /// Calls refused at the door.
+    pub requests_shed: Counter,
     /// Request ids remembered.
     pub requests_remembered: Gauge<u64, AtomicU64>,
     /// Requests that had been carried out before, under their request id.
@@ -188,6 +194,9 @@ impl Default for Metrics {
                 "Whether records of dropped keyspaces may be left",
                 Gauge::default()
             ),
+            requests_limit: register!("requests_limit", "Requests taken at a time now", Gauge::default()),
+            queue_delay: register!("queue_delay_us", "Least wait of work in a window", Gauge::default()),
+            requests_shed: register!("requests_shed", "Calls refused at the door", Counter::default()),
             requests_remembered: register!("requests_remembered", "Request ids remembered", Gauge::default()),
             requests_repeated: register!(
                 "requests_repeated",

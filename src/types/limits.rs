@@ -104,6 +104,14 @@ pub const REQUESTS_IN_FLIGHT: usize = 8_192;
 /// Bytes of values that clients' writes in flight at one node may hold, likewise. Each is held about three times
 /// over: the message, the record, and what waits for the disk.
 pub const BYTES_IN_FLIGHT: usize = 128 << 20;
+/// The standing queue past which a node takes fewer requests: well below what a user notices.
+pub const ADMISSION_DELAY: Duration = Duration::from_millis(20);
+/// How often the limit is set anew, and how often the queue is looked at.
+pub const ADMISSION_WINDOW: Duration = Duration::from_millis(100);
+/// How often the queue is looked at.
+pub const ADMISSION_TICK: Duration = Duration::from_millis(10);
+/// Requests that a node takes at a time however busy it is.
+pub const REQUESTS_AT_LEAST: usize = 32;
 /// The retry delay that a refused client is told.
 pub const RETRY_DELAY: Duration = Duration::from_millis(100);
 

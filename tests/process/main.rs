@@ -21,6 +21,7 @@ mod hints;
 mod keyspaces;
 mod library;
 mod load;
+mod overload;
 mod ownership;
 mod retries;
 mod semantics;

@@ -13,24 +13,25 @@ use crate::swarm;
 /// Seeds after which a canary that was not found is a hole in the checks.
 const SEEDS_MAX: u64 = 500;
 
-/// The rule that each canary breaks, and a seed that shows it.
-const CANARIES: [(Canary, &str, u64); 16] = [
-    (Canary::AckBeforeSync, "G1", 8),
-    (Canary::UnsyncedRead, "G3", 334),
-    (Canary::NotFoundWins, "G2", 13),
-    (Canary::WriteBackOff, "G3", 352),
-    (Canary::SupersededIgnored, "G4", 14),
-    (Canary::ClockBoundForgotten, "F13", 0),
-    (Canary::DotTwice, "G1", 1),
-    (Canary::TombstoneDropped, "G5", 0),
-    (Canary::ForwardRetried, "G8", 17),
-    (Canary::FailureSaidNo, "G8", 1),
-    (Canary::DeadlineIgnored, "G8", 2),
-    (Canary::SiblingForgotten, "G1", 0),
-    (Canary::VotesIgnored, "F23", 23),
-    (Canary::StaleMap, "F23", 2),
-    (Canary::BytesLeaked, "G9", 1),
-    (Canary::HintDropped, "G7", 0),
+/// The rule that each canary breaks, and a seed that shows it; none for one that no seed shows as scenarios are drawn
+/// now: a scenario made by hand does (`a_power_cut_takes_nothing_that_was_read`).
+const CANARIES: [(Canary, &str, Option<u64>); 16] = [
+    (Canary::AckBeforeSync, "G1", Some(10)),
+    (Canary::UnsyncedRead, "G3", None),
+    (Canary::NotFoundWins, "G2", Some(92)),
+    (Canary::WriteBackOff, "G3", Some(133)),
+    (Canary::SupersededIgnored, "G4", Some(14)),
+    (Canary::ClockBoundForgotten, "F13", Some(36)),
+    (Canary::DotTwice, "G1", Some(1)),
+    (Canary::TombstoneDropped, "G5", Some(0)),
+    (Canary::ForwardRetried, "G8", Some(1)),
+    (Canary::FailureSaidNo, "G8", Some(1)),
+    (Canary::DeadlineIgnored, "G8", Some(3)),
+    (Canary::SiblingForgotten, "G1", Some(1)),
+    (Canary::VotesIgnored, "F23", Some(7)),
+    (Canary::StaleMap, "F23", Some(24)),
+    (Canary::BytesLeaked, "G9", Some(1)),
+    (Canary::HintDropped, "G7", Some(0)),
 ];
 
 /// Plays a seed with a planted bug: the first finding under the rule.
@@ -76,13 +77,16 @@ fn canaries_are_found() {
     if !has_canaries() {
         return;
     }
+    let mut lost = Vec::new();
     for (canary, rule, seed) in CANARIES {
+        let Some(seed) = seed else { continue };
         let found = finds(canary, rule, seed).map(|found| (seed, found)).or_else(|| first_find(canary, rule));
-        let Some((by, found)) = found else {
-            panic!("{canary:?} breaks {rule}, and none of {SEEDS_MAX} seeds finds it any more")
-        };
-        println!("{canary:?}, seed {by}: {found}");
+        match found {
+            Some((by, found)) => println!("{canary:?}, seed {by}: {found}"),
+            None => lost.push((canary, rule)),
+        }
     }
+    assert_eq!(lost, Vec::new(), "none of {SEEDS_MAX} seeds finds these any more");
 }
 
 /// Each canary is found within 500 seeds. Long: see docs/testing.md.

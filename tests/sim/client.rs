@@ -59,6 +59,8 @@ pub struct Client {
     patience: Duration,
     /// The last context of each key.
     seen: BTreeMap<(String, String), Seen>,
+    /// Its session's token, if it has one.
+    session: Option<Bytes>,
 }
 
 impl Client {
@@ -69,7 +71,7 @@ impl Client {
                 .expect("a valid address")
         };
         let channels = nodes.iter().map(channel).collect();
-        Client { number, channels, recorder, patience, seen: BTreeMap::new() }
+        Client { number, channels, recorder, patience, seen: BTreeMap::new(), session: None }
     }
 
     fn begin(&self, ask: &Ask, action: Action, covers: BTreeSet<Value>) -> usize {
@@ -82,6 +84,7 @@ impl Client {
             action,
             level: ask.level.unwrap_or(own),
             named: false,
+            session: (self.session.is_some() && action != Action::Scan).then_some(self.number),
             covers,
             timeout_ms: ask.timeout_ms,
             begin: 0,
@@ -106,6 +109,11 @@ impl Client {
         KvClient::new(self.channels[ask.node].clone())
     }
 
+    /// Begins a session, or goes on without one.
+    pub fn has_session(&mut self, has: bool) {
+        self.session = has.then(Bytes::new);
+    }
+
     /// Forgets what it has seen of a key.
     pub fn forget(&mut self, ask: &Ask) {
         self.seen.remove(&place(ask));
@@ -123,13 +131,15 @@ impl Client {
             context: seen.context,
             acks: ask.level.map(|level| put_request::Acks::W(level.into())),
             timeout_ms: ask.timeout_ms,
+            session: self.session.clone(),
             ..Default::default()
         };
         let mut kv = self.kv(ask);
         let answer = self.call(ask, kv.put(request)).await;
         let mut values = seen.values;
         values.insert(value);
-        let answer = answer.map(|a| a.map(|done| done.into_inner()).map(|done| (done.context, done.stamp)));
+        let answer = answer
+            .map(|a| a.map(|done| done.into_inner()).map(|done| (done.context, done.stamp, done.session)));
         self.wrote(ask, number, values, answer)
     }
 
@@ -147,6 +157,7 @@ impl Client {
             context: seen.context,
             acks: ask.level.map(|level| put_request::Acks::W(level.into())),
             timeout_ms: ask.timeout_ms,
+            session: self.session.clone(),
             request_id: Bytes::copy_from_slice(&u128::from(value).to_be_bytes()),
             ..Default::default()
         };
@@ -182,7 +193,8 @@ impl Client {
             (None, Some(at)) => answers.swap_remove(at).or(Some(Err(Status::deadline_exceeded("no answer")))),
             (None, None) => answers.pop().flatten(),
         };
-        let answer = answer.map(|a| a.map(|done| done.into_inner()).map(|done| (done.context, done.stamp)));
+        let answer = answer
+            .map(|a| a.map(|done| done.into_inner()).map(|done| (done.context, done.stamp, done.session)));
         self.wrote(ask, number, values, answer)
     }
 
@@ -196,12 +208,21 @@ impl Client {
             context: seen.context,
             acks: ask.level.map(|level| delete_request::Acks::W(level.into())),
             timeout_ms: ask.timeout_ms,
+            session: self.session.clone(),
             ..Default::default()
         };
         let mut kv = self.kv(ask);
         let answer = self.call(ask, kv.delete(request)).await;
-        let answer = answer.map(|a| a.map(|done| done.into_inner()).map(|done| (done.context, done.stamp)));
+        let answer = answer
+            .map(|a| a.map(|done| done.into_inner()).map(|done| (done.context, done.stamp, done.session)));
         self.wrote(ask, number, seen.values, answer)
+    }
+
+    /// Takes the token of an answer over.
+    fn goes_on(&mut self, session: Bytes) {
+        if self.session.is_some() {
+            self.session = Some(session);
+        }
     }
 
     fn wrote(
@@ -209,11 +230,12 @@ impl Client {
         ask: &Ask,
         number: usize,
         values: BTreeSet<Value>,
-        answer: Option<Result<(Bytes, u64), Status>>,
+        answer: Option<Result<(Bytes, u64, Bytes), Status>>,
     ) -> bool {
         let outcome = match answer {
             None => Outcome::Late,
-            Some(Ok((context, stamp))) => {
+            Some(Ok((context, stamp, session))) => {
+                self.goes_on(session);
                 let before = self.seen.get(&place(ask)).map(|seen| seen.context.clone()).unwrap_or_default();
                 self.recorder.made_by(number, maker(ask, &before, &context));
                 self.seen.insert(place(ask), Seen { context, values });
@@ -240,6 +262,7 @@ impl Client {
             key: Bytes::from(ask.key.clone()),
             answers: ask.level.map(|level| get_request::Answers::R(level.into())),
             timeout_ms: ask.timeout_ms,
+            session: self.session.clone(),
             ..Default::default()
         };
         let mut kv = self.kv(ask);
@@ -248,6 +271,7 @@ impl Client {
             Some(Err(status)) => refused(&status),
             Some(Ok(found)) => {
                 let found = found.into_inner();
+                self.goes_on(found.session);
                 let values = values_of(&found.siblings);
                 let stamp = stamp_of(ask, &found.context);
                 let seen = values.iter().map(|(value, _)| *value).collect();
@@ -313,6 +337,7 @@ impl Client {
             n: space.n.into(),
             r: space.r.into(),
             w: space.w.into(),
+            sloppy: space.sloppy,
             ..Default::default()
         };
         let mut cluster = ClusterClient::new(self.channels[node].clone());

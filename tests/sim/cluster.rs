@@ -42,6 +42,8 @@ const SIMULATION_MAX: Duration = Duration::from_secs(300);
 
 /// How often hints and gauges are looked at.
 const SAMPLE_MS: u64 = 20;
+/// More than a get finds here: one answer is taken when it is alone, however large it is.
+const ANSWER_BYTES: usize = 400;
 
 /// The network's latency, and how the hosts take turns.
 #[derive(Debug, Clone, Copy)]
@@ -232,9 +234,9 @@ fn config(index: usize, setup: &Setup) -> Config {
 fn first_map(config: &Config, spaces: &[Arc<Space>]) -> ClusterMap {
     let mut map = bootstrap_map(config).expect("a valid list");
     for space in &spaces[1..] {
-        let Space { name, conflicts, n, r, w } = (**space).clone();
+        let Space { name, conflicts, n, r, w, sloppy } = (**space).clone();
         let wanted =
-            NewKeyspace { name, conflicts, n: Some(n), r: Some(r), w: Some(w), sloppy: false, ttl_ms: None };
+            NewKeyspace { name, conflicts, n: Some(n), r: Some(r), w: Some(w), sloppy, ttl_ms: None };
         map = map.with_keyspace(wanted).expect("a valid keyspace");
     }
     map
@@ -467,9 +469,13 @@ impl Cluster {
             let Some(service) = host.service() else { continue };
             let coordinator = &service.coordinator;
             let under_way = coordinator.under_way.load(Ordering::Relaxed);
-            counts.push((format!("{}: requests", host.name), under_way, coordinator.requests_limit));
+            counts.push((format!("{}: requests", host.name), under_way, 2 * coordinator.requests_limit));
             let bytes = coordinator.bytes_under_way.load(Ordering::Relaxed);
-            counts.push((format!("{}: bytes of requests", host.name), bytes, coordinator.bytes_limit));
+            counts.push((
+                format!("{}: bytes of requests", host.name),
+                bytes,
+                coordinator.bytes_limit.max(ANSWER_BYTES),
+            ));
             let unsynced = usize::from(coordinator.driver.committer.unsettled_any().is_some());
             counts.push((format!("{}: groups that wait for a sync", host.name), unsynced, 1));
             let hints = usize::try_from(coordinator.driver.hints.count()).unwrap_or(usize::MAX);

@@ -61,6 +61,12 @@ pub enum Habit {
 }
 
 impl Mix {
+    /// Whether disks and clocks are left alone.
+    pub fn is_of_the_network_only(&self) -> bool {
+        let disks = self.disk_errors || self.slow_disks || self.full_disks || self.full_cluster;
+        !disks && !self.clocks && !self.wild_clocks && !self.clocks_back
+    }
+
     fn draw(rng: &mut StdRng) -> Mix {
         // In a run of many faults two rare ones seldom meet; in one of few they do.
         let often = one_of(rng, [0.15, 0.4, 0.75]);
@@ -129,7 +135,7 @@ pub fn space(rng: &mut StdRng, name: String, nodes: usize) -> Space {
         _ => (majority, majority),
     };
     let conflicts = if rng.random_bool(0.5) { Conflicts::Lww } else { Conflicts::Siblings };
-    Space { name, conflicts, n, r, w }
+    Space { name, conflicts, n, r, w, sloppy: rng.random_bool(0.25) }
 }
 
 /// Draws the scenario of a seed.
@@ -185,7 +191,7 @@ pub fn draw(seed: u64, canary: Option<Canary>) -> Draw {
 /// The keyspace that every cluster begins with.
 pub fn default_space(nodes: usize) -> Space {
     let n = u8::try_from(nodes.min(3)).unwrap_or(3);
-    Space { name: "default".into(), conflicts: Conflicts::Lww, n, r: n / 2 + 1, w: n / 2 + 1 }
+    Space { name: "default".into(), conflicts: Conflicts::Lww, n, r: n / 2 + 1, w: n / 2 + 1, sloppy: false }
 }
 
 #[cfg(test)]

@@ -31,11 +31,14 @@ pub struct Space {
     pub r: u8,
     /// Acknowledgements of a write that names none.
     pub w: u8,
+    /// Whether fallbacks may stand in.
+    pub sloppy: bool,
 }
 
 impl fmt::Display for Space {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} n={} r={} w={}", self.name, self.conflicts, self.n, self.r, self.w)
+        let sloppy = if self.sloppy { " sloppy" } else { "" };
+        write!(f, "{} {} n={} r={} w={}{sloppy}", self.name, self.conflicts, self.n, self.r, self.w)
     }
 }
 
@@ -89,6 +92,8 @@ pub struct Op {
     pub level: u8,
     /// A write that was sent under a request id, perhaps several times.
     pub named: bool,
+    /// The session that it belongs to, if any: its client's number.
+    pub session: Option<usize>,
     /// A write: the values that its context had seen.
     pub covers: BTreeSet<Value>,
     /// How long the node had for it.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::check::honest::Span;
+use crate::check::honest::{Cut, Span};
 use crate::cluster::{Cluster, mix};
 use crate::draw::Mix;
 
@@ -150,6 +150,25 @@ impl Plan {
     /// Whether nothing is left to do.
     pub fn is_over(&self) -> bool {
         self.next == self.deeds.len()
+    }
+
+    /// When what two nodes send each other is disturbed.
+    pub fn cuts(&self, nodes: usize) -> Vec<Cut> {
+        let mut cuts = Vec::new();
+        let mut open: Vec<(u64, &NetFault)> = Vec::new();
+        for (at, deed) in &self.deeds {
+            match deed {
+                Deed::Begin(fault) => open.push((*at, fault)),
+                Deed::End(fault) => {
+                    let found = open.iter().position(|(_, begun)| *begun == fault).expect("it has begun");
+                    let (from, fault) = open.remove(found);
+                    let between = fault.pairs().iter().filter(|(a, b)| *a.max(b) < nodes).copied();
+                    cuts.extend(between.map(|nodes| Cut { nodes, from, to: *at }));
+                }
+                _ => {}
+            }
+        }
+        cuts
     }
 
     /// When which node or client's link was disturbed: only then may a request go without an answer.

@@ -11,7 +11,7 @@ use quoral::types::ids::NodeId;
 use quoral::types::key::Position;
 
 use crate::check::state::{f23_one_map, g7_converges, holding};
-use crate::check::{Finding, check, honest};
+use crate::check::{Finding, READER, check, honest};
 use crate::client::{Ask, Client};
 use crate::clock::now_ms;
 use crate::cluster::Cluster;
@@ -76,6 +76,9 @@ pub fn run(seed: u64, canary: Option<Canary>) -> Report {
     let newest = &newest.unwrap_or(&cluster.first_map).clone();
     wrong.extend(check(&ops));
     wrong.extend(honest::g8_deadlines(&ops, &spans, draw.clients));
+    if draw.mix.is_of_the_network_only() && draw.setup.sync_ms < 50 && draw.setup.requests_limit > 100 {
+        wrong.extend(honest::g6_writable(&ops, &spans, &plan.cuts(nodes), nodes));
+    }
     wrong.extend(honest::f13_stamps_grow(&ops, |op| coordinator(&cluster, newest, op)));
     wrong.extend(cluster.missing().into_iter().map(|text| Finding::new("recovery", text)));
     wrong.extend(honest::g9_bounded(&cluster.gauges()));
@@ -173,7 +176,7 @@ fn calm(cluster: &mut Cluster, draw: &Draw, patience: Duration) -> Vec<Finding> 
         (cluster.recorder.clone(), cluster.node_names(), draw.setup.spaces.clone());
     let (found, keys, made) = (wrong.clone(), keys(draw.keys), written_elsewhere(cluster, draw));
     cluster.client("reader", async move {
-        let mut reader = Client::new(200, &names, patience, recorder);
+        let mut reader = Client::new(READER, &names, patience, recorder);
         let find =
             |text: String| found.lock().expect("no panic while it is held").push(Finding::new("G7", text));
         for space in spaces {

@@ -126,6 +126,8 @@ impl Habits {
         let mut requests = tokio::task::JoinSet::new();
         for number in 0..rng.random_range(2..=12) {
             let (mut client, ask) = (client.clone(), ask.clone());
+            // What goes out at once can't carry one token along.
+            client.has_session(false);
             client.forget(&ask);
             requests.spawn(async move {
                 match number % 3 {
@@ -161,8 +163,10 @@ pub fn add_client(cluster: &mut Cluster, draw: &Draw, number: usize, patience: D
     let (pause_ms, until) = (draw.pause_ms, cluster.now_ms() + draw.chaos_ms + 500);
     let (names, recorder) = (cluster.node_names(), cluster.recorder.clone());
     let mut rng = StdRng::seed_from_u64(mix(draw.setup.seed, 3, number as u64));
+    let has_session = mix(draw.setup.seed, 9, number as u64).is_multiple_of(3);
     cluster.client(&format!("c{}", number + 1), async move {
         let mut client = Client::new(number, &names, patience, recorder);
+        client.has_session(has_session);
         let mut node = rng.random_range(0..habits.nodes);
         while now_ms() < until {
             if rng.random_bool(habits.hop) {

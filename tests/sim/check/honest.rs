@@ -20,6 +20,17 @@ pub struct Span {
     pub to: u64,
 }
 
+/// When what two nodes send each other was disturbed.
+#[derive(Debug, Clone, Copy)]
+pub struct Cut {
+    /// The two.
+    pub nodes: (usize, usize),
+    /// From when.
+    pub from: u64,
+    /// Until when.
+    pub to: u64,
+}
+
 /// How long a disturbed connection may go unnoticed: a keep-alive of 400 ms, 900 ms for its answer, and the
 /// way to a new connection.
 const AFTERMATH_MS: u64 = 2_500;
@@ -48,7 +59,11 @@ pub fn g8_honest(ops: &[Op]) -> Vec<Finding> {
                     wrong.push(Finding::of("G8", "read before it was written", &[op, put]));
                 }
                 // One that came through two coordinators may have two stamps.
-                Some(put) if !put.named && matches!(put.outcome, Outcome::Wrote(own) if own < *stamp) => {
+                Some(put)
+                    if !put.named
+                        && !put.space.sloppy
+                        && matches!(put.outcome, Outcome::Wrote(own) if own < *stamp) =>
+                {
                     wrong.push(Finding::of("G8", "read under a greater stamp than acknowledged", &[put, op]));
                 }
                 Some(_) => {}
@@ -76,6 +91,42 @@ pub fn g8_deadlines(ops: &[Op], spans: &[Span], clients: usize) -> Vec<Finding> 
     ops.iter()
         .filter(|op| matches!(op.outcome, Outcome::Late | Outcome::Waiting) && !disturbed(op))
         .map(|op| Finding::of("G8", &format!("no answer by the deadline of {} ms", op.timeout_ms), &[op]))
+        .collect()
+}
+
+/// Time in which a sloppy write is taken though some of its homes are silent: they are waited for, and it may have
+/// been sent on to one of them before.
+const SLOPPY_MS: u64 = 1_000;
+
+/// G6: a sloppy write with time enough is taken while its coordinator and `w - 1` other nodes are undisturbed. `nodes`
+/// is how many there are.
+pub fn g6_writable(ops: &[Op], spans: &[Span], cuts: &[Cut], nodes: usize) -> Vec<Finding> {
+    let refused = |op: &Op| match &op.outcome {
+        Outcome::Refused(code) | Outcome::Unknown(code) => {
+            code == "UNAVAILABLE" || code == "DEADLINE_EXCEEDED"
+        }
+        _ => false,
+    };
+    let is_disturbed = |node: usize, op: &Op| {
+        let near = |span: &&Span| span.from <= op.ended_ms && op.began_ms <= span.to + AFTERMATH_MS;
+        spans.iter().filter(near).any(|span| span.node == node)
+    };
+    let is_cut = |node: usize, op: &Op| {
+        let near = |cut: &&Cut| cut.from <= op.ended_ms && op.began_ms <= cut.to + AFTERMATH_MS;
+        cuts.iter().filter(near).any(|cut| [(node, op.node), (op.node, node)].contains(&cut.nodes))
+    };
+    let should_be_taken = |op: &&Op| {
+        let there = (0..nodes).filter(|node| !is_disturbed(*node, op) && !is_cut(*node, op)).count();
+        op.space.sloppy
+            && !op.is_read()
+            && op.timeout_ms >= SLOPPY_MS
+            && !is_disturbed(op.node, op)
+            && there >= usize::from(op.level)
+    };
+    ops.iter()
+        .filter(should_be_taken)
+        .filter(|op| refused(op))
+        .map(|op| Finding::of("G6", "a sloppy write was not taken, and enough nodes were there", &[op]))
         .collect()
 }
 

@@ -8,6 +8,7 @@
 //! | [`register::g3_register`] | an `lww` key under majorities only is an atomic register of versions |
 //! | [`guarantees::g4_nothing_vanishes`] | an acknowledged write is gone only if a write that may do so replaced it |
 //! | [`guarantees::g5_deleted_stays_deleted`] | what a delete covered never comes back, what came after it is not lost |
+//! | [`honest::g6_writable`] | a sloppy write is taken while enough nodes are undisturbed |
 //! | [`state::g7_converges`] | after the calm all home replicas of each key hold the same record |
 //! | [`state::HintWatch`] | a hint is forgotten only when its target holds it, or what replaced it |
 //! | [`honest::g8_honest`] | nothing that was refused is ever read, nothing is applied twice |
@@ -17,7 +18,8 @@
 //! | [`state::MapWatch`] | no node goes back to an older cluster map |
 //! | [`state::f23_one_map`] | all nodes hold one cluster map, with every keyspace that was said to be made |
 //!
-//! G6 needs sloppy quorums, which are not built: its checker comes with them.
+//! In a keyspace that takes sloppy writes only what is read when the hints are home is judged by G1 and G5: until then
+//! quorums promise nothing.
 //!
 //! What two operations promise each other depends on what each asked for: see [`meets`]. Keyspaces and requests
 //! with smaller quorums are checked for what is left.
@@ -35,6 +37,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::history::{Op, Seq};
+
+/// The client that reads everything when nothing is wrong any more, and all hints are home.
+pub const READER: usize = 200;
 
 /// A key of a keyspace.
 pub type Place = (String, String);
@@ -75,8 +80,11 @@ impl fmt::Display for Finding {
 
 /// Whether every replica set of `later` shares a node with what `earlier` left behind, so that the later must
 /// know of the earlier. A write is on `w` replicas. What a read of a majority returned is on at least half of
-/// them, which every later majority meets.
+/// them, which every later majority meets. In one session everything is known.
 pub fn meets(earlier: &Op, later: &Op) -> bool {
+    if earlier.session.is_some() && earlier.session == later.session {
+        return true;
+    }
     let (n, first, second) = (u32::from(later.space.n), u32::from(earlier.level), u32::from(later.level));
     match earlier.is_read() {
         true => 2 * first > n && 2 * second > n,
@@ -97,6 +105,13 @@ pub fn by_key(ops: &[Op]) -> BTreeMap<Place, Vec<&Op>> {
 pub fn check(ops: &[Op]) -> Vec<Finding> {
     let mut wrong = honest::g8_honest(ops);
     for ops in by_key(ops).values() {
+        if ops.iter().any(|op| op.space.sloppy) {
+            let late = ops.iter().copied().filter(|op| !op.is_read() || op.client == READER);
+            let key = guarantees::KeyOps::new(&late.collect::<Vec<_>>());
+            wrong.extend(guarantees::g1_durable(&key));
+            wrong.extend(guarantees::g5_deleted_stays_deleted(&key));
+            continue;
+        }
         let key = guarantees::KeyOps::new(ops);
         wrong.extend(guarantees::g1_durable(&key));
         wrong.extend(guarantees::g2_read_your_quorum(&key));

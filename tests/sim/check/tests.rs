@@ -27,7 +27,7 @@ use super::{Finding, meets};
 use crate::history::{Action, Creation, Op, Outcome, Seq, Space, Value};
 
 fn space(conflicts: Conflicts, r: u8, w: u8) -> Arc<Space> {
-    Arc::new(Space { name: "s".into(), conflicts, n: 3, r, w })
+    Arc::new(Space { name: "s".into(), conflicts, n: 3, r, w, sloppy: false })
 }
 
 fn op(conflicts: Conflicts, begin: Seq, end: Seq, action: Action, outcome: Outcome) -> Op {
@@ -39,6 +39,7 @@ fn op(conflicts: Conflicts, begin: Seq, end: Seq, action: Action, outcome: Outco
         action,
         level: 2,
         named: false,
+        session: None,
         covers: BTreeSet::new(),
         timeout_ms: 1,
         begin,
@@ -412,7 +413,7 @@ fn f23_finds_nodes_that_go_back_to_an_older_map() {
 #[test]
 fn f23_finds_maps_that_differ_and_keyspaces_that_are_gone() {
     let first = map();
-    let wanted = Space { name: "made".into(), conflicts: Conflicts::Lww, n: 3, r: 2, w: 2 };
+    let wanted = Space { name: "made".into(), conflicts: Conflicts::Lww, n: 3, r: 2, w: 2, sloppy: false };
     let next = first.with_keyspace(NewKeyspace::with_defaults("made", Conflicts::Lww)).expect("valid");
     let id = next.keyspace("made").expect("there").id.0;
     let made = Creation { at_ms: 1, space: wanted, made: Some(id) };
