@@ -46,7 +46,7 @@ const CONFINED: [(&str, &[&str]); 5] = [
 ];
 
 /// First parts of a path that make it one of the repository's, so that it must exist.
-const TOP: [&str; 23] = [
+const TOP: [&str; 24] = [
     "src",
     "client",
     "tests",
