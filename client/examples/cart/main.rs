@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nodes::Nodes;
-use quoral_client::{Client, Found, Keyspace, Level, NewKeyspace, Op, proto};
+use quoral_client::{Client, Found, Keyspace, Level, NewKeyspace, Op, RetryPolicy, proto};
 
 /// What is in the cart: the union of all versions. An item that is in any of them was added by somebody.
 fn items(found: &Found) -> BTreeSet<String> {
@@ -60,7 +60,10 @@ pub async fn run(binary: &Path, base_port: u16) -> Result<BTreeSet<String>, Box<
     let mut nodes = Nodes::start(binary, base_port, 4)?;
     let device = |side: [usize; 2]| {
         let endpoints = side.map(|at| nodes::address(base_port, at));
-        Client::builder().endpoints(endpoints).timeout(Duration::from_secs(20)).connect_lazy()
+        // Nodes that have just been started need a while: as many attempts as the time has room for.
+        let patient = RetryPolicy { attempts: u32::MAX, ..RetryPolicy::default() };
+        let time = Duration::from_secs(30);
+        Client::builder().endpoints(endpoints).timeout(time).retries(patient).connect_lazy()
     };
     let (phone, laptop) = (device(PHONE_SIDE)?, device(LAPTOP_SIDE)?);
     println!("Four nodes; a keyspace that is sloppy and keeps siblings.");
