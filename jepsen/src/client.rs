@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use quoral_client::{Context, Error, Keyspace, RetryPolicy, Stamp, Written};
+use quoral_client::{Context, Error, Keyspace, RequestId, RetryPolicy, Stamp, Written};
 use tonic::transport::{Channel, Endpoint};
 
 /// How long a client waits past the deadline that it told the node.
@@ -101,7 +101,22 @@ impl Client {
 
     /// Writes a value through a node.
     pub async fn put(&mut self, node: usize, ask: &Ask, value: Bytes, context: Bytes) -> Answer<Wrote> {
-        let put = self.keys(node, ask).put(ask.key.as_str(), value).context(context);
+        self.put_as(node, ask, value, context, None).await
+    }
+
+    /// The same, under a request id.
+    pub async fn put_as(
+        &mut self,
+        node: usize,
+        ask: &Ask,
+        value: Bytes,
+        context: Bytes,
+        id: Option<[u8; 16]>,
+    ) -> Answer<Wrote> {
+        let mut put = self.keys(node, ask).put(ask.key.as_str(), value).context(context);
+        if let Some(id) = id {
+            put = put.request_id(RequestId(id));
+        }
         let put = put.timeout(ask.timeout + PATIENCE);
         write_answer(match ask.level {
             Some(w) => put.w(w).await,

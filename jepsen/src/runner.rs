@@ -227,6 +227,9 @@ async fn play(
     let rng = StdRng::seed_from_u64(plan.seed);
     // A thread of its own, with processes that no other thread has had.
     let reader = Worker::new(client, recorder.clone(), KEYSPACE.into(), plan.timeout, 1 << 40, 1, rng);
+    if workload.waits_for_hints() {
+        hints_home(&endpoints, plan.bar.patience).await;
+    }
     let unread = read_all(&**workload, reader, count, cluster.len(), plan.bar.patience).await;
     let acted = nemeses.iter().map(|nemesis| (nemesis.name().to_owned(), nemesis.acted())).collect();
     Ok(Played { recorder, acted, failed, unread })
@@ -319,6 +322,21 @@ async fn disturb(
     }
     tokio::time::sleep_until((begin + time).max(calm_since + LEAST_REST).into()).await;
     failed
+}
+
+/// Waits until no node keeps a hint for another, or the time is over.
+async fn hints_home(endpoints: &[String], patience: Duration) {
+    let end = Instant::now() + patience;
+    while Instant::now() < end {
+        for endpoint in endpoints {
+            let Ok(channel) = channel(endpoint) else { continue };
+            let told = ClusterClient::new(channel).hints(proto::HintsRequest {}).await;
+            if told.is_ok_and(|told| told.get_ref().silent.is_empty() && told.get_ref().logs.is_empty()) {
+                return;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 }
 
 /// Reads each key through each node. Returns what could not be read.

@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn past_each_limit_none_is_kept_and_it_says_which() {
+    fn f26_past_each_limit_no_hint_is_kept_and_it_says_which() {
         let storage = MemoryStorage::default();
         let mut book = Book::load(&storage, limits()).expect("readable");
         let one = add(&mut book, &storage, NOW, A).expect("kept").bytes;

@@ -211,6 +211,7 @@ impl Coordinator {
             Some(_) if may_forward => self.first_home(&route) != Some(self.driver.me),
             _ => !route.homes.contains(&self.driver.me),
         };
+        let mut is_in_doubt = false;
         if goes_on {
             let is_home = route.homes.contains(&self.driver.me);
             if request.sloppy.unwrap_or(route.keyspace.sloppy) {
@@ -218,19 +219,37 @@ impl Coordinator {
                 request.request_id = request.request_id.or_else(|| Some(self.turns.new_id()));
             }
             match self.forward_write(request.clone(), &route, w, may_forward).await {
-                Err(failure) if may_forward && self.may_stand_in(&request, &route, &failure) => {}
-                // No answer came: what was carried out there is found here, or else by its twin.
-                Err(failure) if is_home && failure.cause == Cause::TooFewAcks => {}
-                Err(failure) if is_home && another_home_may(&failure) => {}
+                // If no answer came, what was carried out there is found here, or is this write's twin.
+                Err(failure)
+                    if (may_forward && self.may_stand_in(&request, &route, &failure))
+                        || (is_home && failure.cause == Cause::TooFewAcks)
+                        || (is_home && another_home_may(&failure)) =>
+                {
+                    is_in_doubt = failure.applied == Applied::Maybe;
+                }
                 done => return done,
             }
         }
+        let done = self.coordinate_or_hand_on(request, &route, w, seen, began, may_forward).await;
+        done.map_err(|failure| if is_in_doubt { failure.in_doubt() } else { failure })
+    }
+
+    /// Coordinates a write here; if that surely changed nothing, another home may do it.
+    async fn coordinate_or_hand_on(
+        &self,
+        request: WriteRequest,
+        route: &Route,
+        w: u8,
+        seen: ClientContext,
+        began: Mono,
+        may_forward: bool,
+    ) -> Result<WriteDone, Failure> {
         let kept = may_forward.then(|| request.clone());
-        match self.coordinate(request, &route, w, seen, began).await {
+        match self.coordinate(request, route, w, seen, began).await {
             Err(failure) if another_home_may(&failure) => {
                 let Some(request) = kept else { return Err(failure) };
                 let timeout = request.timeout.saturating_sub(self.since(began));
-                let handed_on = self.forward_write(WriteRequest { timeout, ..request }, &route, w, true);
+                let handed_on = self.forward_write(WriteRequest { timeout, ..request }, route, w, true);
                 // Who could not be asked has nothing better to say.
                 handed_on
                     .await

@@ -144,9 +144,11 @@ impl Coordinator {
                 _ => return Ok(Sent::Lost(*node)),
             }
         }
-        match refused {
-            Some(failure) => Err(failure),
-            None => Ok(lost.map_or(Sent::NobodyUp, Sent::Lost)),
+        // What may have been carried out by one is not undone by what another says.
+        match (lost, refused) {
+            (Some(node), _) => Ok(Sent::Lost(node)),
+            (None, Some(failure)) => Err(failure),
+            (None, None) => Ok(Sent::NobodyUp),
         }
     }
 

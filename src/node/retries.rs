@@ -194,14 +194,7 @@ impl Coordinator {
         plan.holders = named.w;
         let reading = self.key_reading(named.route, named.place.clone());
         // The first attempt was stored, and what holds for it now is not known.
-        let in_doubt = |failure: Failure| {
-            let cause = match failure.cause {
-                Cause::Unavailable => Cause::TooFewAcks,
-                other => other,
-            };
-            Failure { applied: Applied::Maybe, cause, ..failure }
-        };
-        let done = self.driver.read(plan, reading).await.map_err(in_doubt)?;
+        let done = self.driver.read(plan, reading).await.map_err(Failure::in_doubt)?;
         let stamp = outcome.stamp;
         let session = carried.map(|carried| {
             let now = self.driver.clock.wall();

@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slow_one_is_left_alone_tried_now_and_then_and_found_again() {
+    fn f27_a_slow_one_is_left_alone_tried_now_and_then_and_found_again() {
         let mut choice = Choice::default();
         let slow = |node| if node == B { 100_000 } else { 500 };
         reads(&mut choice, 0, 2_000, slow);
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn hedges_have_a_budget() {
+    fn f27_hedges_have_a_budget() {
         let mut choice = Choice::default();
         let at_once = (0..10_000).take_while(|_| choice.may_hedge()).count();
         assert_eq!(at_once, usize::try_from(HEDGES_AT_ONCE).expect("small"));

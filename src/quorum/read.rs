@@ -11,8 +11,8 @@
 //! 6. A write-back that fails is replaced by asking another replica, if there is one.
 //! 7. An answer that comes after the reply and is stale, or newer, is repaired in the background.
 //! 8. The machine lives until each replica asked has answered or the deadline is there; then `Finished`.
-//! 9. A read of a keyspace that takes sloppy writes has fallbacks behind the homes among its candidates: they answer
-//!    with the hints that they keep. What they lack is not stored there, and once one has answered the reply waits for
+//! 9. A read of a keyspace that takes sloppy writes has fallbacks behind the homes among its candidates. They answer,
+//!    with the hints that they keep, for homes that fail, not for those that are slow. What they lack is not stored there, and once one has answered the reply waits for
 //!    no write-back: until the hints are home there is no quorum to speak of.
 //! 10. With the floor of a client's session, an answer that is behind it is no answer: the next replica is asked, and if
 //!     none is left the read fails.
@@ -195,6 +195,11 @@ impl<A: Readable> Read<A> {
         true
     }
 
+    fn has_unasked_home(&self) -> bool {
+        let unasked = |node: &&NodeId| !self.asked.contains(node) && self.is_home(**node);
+        self.plan.candidates.iter().any(|node| unasked(&node))
+    }
+
     fn outstanding(&self) -> usize {
         self.asked.iter().filter(|n| !self.answers.contains_key(n) && !self.failed.contains(n)).count()
     }
@@ -323,7 +328,7 @@ impl<A: Readable> Machine for Read<A> {
                     effects.push(Effect::ArmDeadline(self.plan.deadline));
                 }
                 self.advance(effects);
-                if self.asked.len() < self.plan.candidates.len() {
+                if self.has_unasked_home() {
                     effects.push(Effect::ArmHedge(now + self.plan.hedge_after));
                 }
             }
@@ -354,7 +359,12 @@ impl<A: Readable> Machine for Read<A> {
                 }
             }
             Event::HedgeDue => {
-                if !self.replied && self.ask_next(effects) && self.asked.len() < self.plan.candidates.len() {
+                // A fallback knows of what it keeps only, so it is asked when homes fail, not when they are slow.
+                if !self.replied
+                    && self.has_unasked_home()
+                    && self.ask_next(effects)
+                    && self.has_unasked_home()
+                {
                     effects.push(Effect::ArmHedge(now + self.plan.hedge_after));
                 }
             }

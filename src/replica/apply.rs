@@ -81,8 +81,10 @@ fn batch(key: &[u8], line: Option<stored::Line>, bytes: &[u8]) -> Batch {
 mod tests {
     use super::*;
     use crate::storage::memory::MemoryStorage;
-    use crate::types::ids::NodeId;
-    use crate::version::record::{LwwVersion, Payload};
+    use crate::types::ids::{Birth, Incarnation, NodeId};
+    use crate::types::limits::SIBLINGS_MAX;
+    use crate::version::dvv::{Actor, Context, Dot};
+    use crate::version::record::{LwwVersion, Payload, Sibling};
 
     fn lww(stamp: u64) -> (Record, Vec<u8>) {
         let payload = Payload::Tombstone;
@@ -110,6 +112,32 @@ mod tests {
         assert_eq!(apply_and_write(&storage, 5, true).outcome, Outcome::Unchanged, "a repeated send");
         assert_eq!(apply_and_write(&storage, 4, false).outcome, Outcome::Unchanged, "a repair");
         assert!(matches!(apply_and_write(&storage, 6, true).outcome, Outcome::Changed(_)));
+    }
+
+    /// F15: the limit on siblings is the clients'; what replicas send each other is merged however many there are.
+    #[test]
+    fn f15_a_repair_is_taken_whatever_the_siblings() {
+        let storage = MemoryStorage::default();
+        let sibling = |number: usize| Sibling {
+            dot: Dot {
+                actor: Actor { node: NodeId(1), incarnation: Incarnation(1), birth: Birth(number as u64) },
+                counter: 1,
+            },
+            past: Context::new(),
+            request: None,
+            stamp: Stamp(1),
+            payload: Payload::Tombstone,
+            expires_at: None,
+        };
+        for half in [0..SIBLINGS_MAX, SIBLINGS_MAX..2 * SIBLINGS_MAX] {
+            let record = Record::Siblings(half.map(sibling).collect());
+            let bytes = codec::encode_record(&record);
+            let applied = apply(&storage, b"dkey", &record, &bytes, false).expect("readable");
+            let Outcome::Changed(batch) = applied.outcome else { panic!("it is new") };
+            storage.write(&batch).expect("written");
+        }
+        let stored = stored::load(&storage, b"dkey").expect("readable").expect("there");
+        assert_eq!(stored.record.versions(), 2 * SIBLINGS_MAX);
     }
 
     #[test]

@@ -125,6 +125,17 @@ impl Failure {
     }
 }
 
+impl Failure {
+    /// The same, of a request of which another attempt may have been carried out.
+    pub fn in_doubt(self) -> Failure {
+        let cause = match self.cause {
+            Cause::Unavailable => Cause::TooFewAcks,
+            other => other,
+        };
+        Failure { applied: Applied::Maybe, cause, ..self }
+    }
+}
+
 impl From<Invalid> for Failure {
     fn from(invalid: Invalid) -> Failure {
         Failure::early(Cause::Invalid(invalid))

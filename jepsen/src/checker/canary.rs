@@ -6,8 +6,8 @@
 use std::time::Duration;
 
 use super::{
-    Availability, Causal, Checker, Compose, Convergence, Counter, Draft, Monotonic, NeverFromNowhere,
-    RegisterAtomic, RegisterRegular, SetFull, Stale, Stamps, Valid,
+    AppliedOnce, Availability, Causal, Checker, Compose, Convergence, Counter, Draft, Monotonic,
+    NeverFromNowhere, RegisterAtomic, RegisterRegular, SetFull, Stale, Stamps, Valid,
 };
 use crate::edn::Edn;
 use crate::history::{History, Kind};
@@ -120,6 +120,10 @@ fn clients() -> Vec<Canary> {
 
 fn collections() -> Vec<Canary> {
     vec![
+        Canary::new(AppliedOnce, "an element was there twice", |draft, bad| {
+            draft.done(1, "add", 0, 1_i64, &[]).done(1, "add", 0, 2_i64, &[]);
+            draft.done(2, "read", 0, list(if bad { &[1, 2, 1] } else { &[1, 2] }), &[]);
+        }),
         Canary::new(SetFull::default(), "an acknowledged element was lost", |draft, bad| {
             draft.done(1, "add", 0, 1_i64, &[]).done(1, "add", 0, 2_i64, &[]);
             draft.done(1, "read", 0, list(if bad { &[1] } else { &[1, 2] }), &[("final", Edn::Bool(true))]);
@@ -246,6 +250,7 @@ mod tests {
     fn every_checker_has_one() {
         let names: BTreeSet<&str> = canaries().iter().map(|canary| canary.checker.name()).collect();
         let all = [
+            "applied-once",
             "availability",
             "causal",
             "composed",

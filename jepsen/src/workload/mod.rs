@@ -56,6 +56,10 @@ pub trait Workload: Send + Sync {
     ) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>>;
     /// What judges it.
     fn checkers(&self) -> Vec<Box<dyn Checker>>;
+    /// Whether what is read at the end waits until all hints are home.
+    fn waits_for_hints(&self) -> bool {
+        false
+    }
     /// Whether it is only of interest with clocks that are moved.
     fn wants_clocks(&self) -> bool {
         false
@@ -71,7 +75,9 @@ pub fn all() -> Vec<Box<dyn Workload>> {
         Box::new(register::Register::delete()),
         Box::new(register::Register::many_keys()),
         Box::new(register::Register::skewed()),
-        Box::new(set::Set),
+        Box::new(set::Set::default()),
+        Box::new(set::Set::once()),
+        Box::new(set::Set::sloppy()),
         Box::new(counter::Counter),
         Box::new(append::Append),
     ]

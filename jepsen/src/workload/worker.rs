@@ -120,6 +120,25 @@ impl Worker {
         self.client.put(self.node, &ask, value, context).await
     }
 
+    /// Puts under a request id through two or three nodes, one after the other, whatever they answer.
+    pub async fn put_again(&mut self, key: u64, id: u64, value: Bytes, context: Bytes) -> Answer<Wrote> {
+        let (ask, id) = (self.ask(key, None), Some(u128::from(id).to_be_bytes()));
+        let (mut acked, mut unknown, mut failed) = (None, None, String::new());
+        for _ in 0..self.rng.random_range(2..=3) {
+            let node = self.rng.random_range(0..self.client.nodes());
+            match self.client.put_as(node, &ask, value.clone(), context.clone(), id).await {
+                Answer::Ok(done) => acked = acked.or(Some(done)),
+                Answer::Info(why) => unknown = Some(why),
+                Answer::Fail(why) => failed = why,
+            }
+        }
+        match (acked, unknown) {
+            (Some(done), _) => Answer::Ok(done),
+            (None, Some(why)) => Answer::Info(why),
+            (None, None) => Answer::Fail(failed),
+        }
+    }
+
     /// Deletes through the present node.
     pub async fn delete(&mut self, key: u64, level: Option<u32>, context: Bytes) -> Answer<Wrote> {
         let ask = self.ask(key, level);
