@@ -1,4 +1,4 @@
-//! Compiles the clients' protos: the suite knows Quoral by them alone.
+//! Compiles the clients' protos: what the Rust client has no word for.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = ["failure", "kv", "cluster"].map(|name| format!("../proto/quoral/v1/{name}.proto"));

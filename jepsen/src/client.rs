@@ -1,18 +1,16 @@
 //! A client of Quoral that is honest about what it knows.
 //!
-//! Every answer is one of three: it took effect, it surely did not, or nobody knows. `Failure.applied` decides;
-//! what carries no `Failure` is unknown for a write, unless the connection was never made. A read changes
-//! nothing, so a read that failed surely did not happen.
+//! It is `quoral-client` with all its help turned off, one for each node: a request is sent once, to the node that was
+//! asked for, under no request id. So what a history records is what one request did.
+//!
+//! Every answer is one of three: it took effect, it surely did not, or nobody knows. A read changes nothing, so a read
+//! that failed surely did not happen.
 
-use std::error::Error as _;
 use std::time::Duration;
 
 use bytes::Bytes;
-use prost::Message as _;
+use quoral_client::{Context, Error, Keyspace, RequestId, RetryPolicy, Stamp, Written};
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status};
-
-use crate::proto::{self, kv_client::KvClient};
 
 /// How long a client waits past the deadline that it told the node.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -62,7 +60,7 @@ pub struct Ask {
 /// Connections to all nodes.
 #[derive(Debug, Clone)]
 pub struct Client {
-    nodes: Vec<KvClient<Channel>>,
+    nodes: Vec<quoral_client::Client>,
 }
 
 /// A lazy channel to `http://IP:PORT`.
@@ -76,16 +74,29 @@ pub fn channel(endpoint: &str) -> Result<Channel, tonic::transport::Error> {
     Ok(endpoint.connect_lazy())
 }
 
+fn one(endpoint: &str) -> Result<quoral_client::Client, Error> {
+    quoral_client::Client::builder()
+        .endpoints([endpoint])
+        .retries(RetryPolicy::NEVER)
+        .routing(false)
+        .request_ids(false)
+        .answer_margin(PATIENCE)
+        .connect_lazy()
+}
+
 impl Client {
     /// A client of the nodes at these endpoints; it connects when it is used.
-    pub fn new(endpoints: &[String]) -> Result<Client, tonic::transport::Error> {
-        let nodes = endpoints.iter().map(|endpoint| Ok(KvClient::new(channel(endpoint)?)));
-        Ok(Client { nodes: nodes.collect::<Result<_, tonic::transport::Error>>()? })
+    pub fn new(endpoints: &[String]) -> Result<Client, Error> {
+        Ok(Client { nodes: endpoints.iter().map(|endpoint| one(endpoint)).collect::<Result<_, _>>()? })
     }
 
     /// How many nodes there are.
     pub fn nodes(&self) -> usize {
         self.nodes.len()
+    }
+
+    fn keys(&self, node: usize, ask: &Ask) -> Keyspace {
+        self.nodes[node].keyspace(ask.keyspace.as_str())
     }
 
     /// Writes a value through a node.
@@ -102,134 +113,96 @@ impl Client {
         context: Bytes,
         id: Option<[u8; 16]>,
     ) -> Answer<Wrote> {
-        let request = proto::PutRequest {
-            keyspace: ask.keyspace.clone(),
-            key: ask.key.clone().into(),
-            value,
-            context,
-            acks: ask.level.map(proto::put_request::Acks::W),
-            request_id: id.map(|id| Bytes::copy_from_slice(&id)).unwrap_or_default(),
-            timeout_ms: millis(ask.timeout),
-            ..Default::default()
-        };
-        let answer = tokio::time::timeout(ask.timeout + PATIENCE, self.nodes[node].put(request)).await;
-        write_answer(
-            answer
-                .map(|result| result.map(tonic::Response::into_inner).map(|done| (done.context, done.stamp))),
-        )
+        let mut put = self.keys(node, ask).put(ask.key.as_str(), value).context(context);
+        if let Some(id) = id {
+            put = put.request_id(RequestId(id));
+        }
+        let put = put.timeout(ask.timeout + PATIENCE);
+        write_answer(match ask.level {
+            Some(w) => put.w(w).await,
+            None => put.await,
+        })
     }
 
     /// Writes a tombstone through a node.
     pub async fn delete(&mut self, node: usize, ask: &Ask, context: Bytes) -> Answer<Wrote> {
-        let request = proto::DeleteRequest {
-            keyspace: ask.keyspace.clone(),
-            key: ask.key.clone().into(),
-            context,
-            acks: ask.level.map(proto::delete_request::Acks::W),
-            timeout_ms: millis(ask.timeout),
-            ..Default::default()
-        };
-        let answer = tokio::time::timeout(ask.timeout + PATIENCE, self.nodes[node].delete(request)).await;
-        write_answer(
-            answer
-                .map(|result| result.map(tonic::Response::into_inner).map(|done| (done.context, done.stamp))),
-        )
+        let delete = self.keys(node, ask).delete(ask.key.as_str()).context(context);
+        let delete = delete.timeout(ask.timeout + PATIENCE);
+        write_answer(match ask.level {
+            Some(w) => delete.w(w).await,
+            None => delete.await,
+        })
     }
 
     /// Reads a key through a node.
     pub async fn get(&mut self, node: usize, ask: &Ask) -> Answer<Found> {
-        let request = proto::GetRequest {
-            keyspace: ask.keyspace.clone(),
-            key: ask.key.clone().into(),
-            answers: ask.level.map(proto::get_request::Answers::R),
-            timeout_ms: millis(ask.timeout),
-            ..Default::default()
+        let get = self.keys(node, ask).get(ask.key.as_str()).timeout(ask.timeout + PATIENCE);
+        let found = match ask.level {
+            Some(r) => get.r(r).await,
+            None => get.await,
         };
-        match tokio::time::timeout(ask.timeout + PATIENCE, self.nodes[node].get(request)).await {
-            Ok(Ok(response)) => {
-                let found = response.into_inner();
-                let siblings = found.siblings.into_iter().map(|sibling| (sibling.value, sibling.stamp));
-                Answer::Ok(Found { siblings: siblings.collect(), context: found.context })
+        match found {
+            Ok(found) => {
+                let siblings = found.siblings.into_iter().map(|sibling| (sibling.value, sibling.stamp.0));
+                Answer::Ok(Found { siblings: siblings.collect(), context: found.context.into() })
             }
-            Ok(Err(status)) => Answer::Fail(words(&status)),
-            Err(_) => Answer::Fail("no answer past the deadline".into()),
+            Err(error) => Answer::Fail(words(&error)),
         }
     }
 }
 
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+fn words(error: &Error) -> String {
+    format!("{:?}: {error}", error.code)
 }
 
-fn words(status: &Status) -> String {
-    format!("{:?}: {}", status.code(), status.message())
-}
-
-type Timed = Result<Result<(Bytes, u64), Status>, tokio::time::error::Elapsed>;
-
-fn write_answer(answer: Timed) -> Answer<Wrote> {
+fn write_answer(answer: Result<Written, Error>) -> Answer<Wrote> {
     match answer {
-        Ok(Ok((context, stamp))) => Answer::Ok(Wrote { context, stamp }),
-        Ok(Err(status)) if surely_not_applied(&status) => Answer::Fail(words(&status)),
-        Ok(Err(status)) => Answer::Info(words(&status)),
-        Err(_) => Answer::Info("no answer past the deadline".into()),
-    }
-}
-
-/// Whether a failed write surely changed nothing: the node says so, or was never reached.
-fn surely_not_applied(status: &Status) -> bool {
-    if let Some(failure) = failure_of(status) {
-        return failure.applied() == proto::Applied::No;
-    }
-    let mut cause = status.source();
-    while let Some(error) = cause {
-        if error.is::<tonic::ConnectError>() {
-            return status.code() == Code::Unavailable;
+        Ok(Written { context, stamp: Stamp(stamp), attempts, .. }) => {
+            // One operation, one request: a history with hidden retries would be about another system.
+            assert_eq!(attempts, 1, "the client has sent a write again");
+            Answer::Ok(Wrote { context: Context::into(context), stamp })
         }
-        cause = error.source();
+        Err(error) if error.surely_not_applied() => Answer::Fail(words(&error)),
+        Err(error) => Answer::Info(words(&error)),
     }
-    false
-}
-
-/// The `Failure` that an error of Quoral carries.
-fn failure_of(status: &Status) -> Option<proto::Failure> {
-    let rich = tonic_types::Status::decode(status.details()).ok()?;
-    let detail = rich.details.iter().find(|detail| detail.type_url.ends_with("/quoral.v1.Failure"))?;
-    proto::Failure::decode(&*detail.value).ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn status(applied: proto::Applied) -> Status {
-        let failure = proto::Failure { applied: applied.into(), ..Default::default() };
-        let any = prost_types::Any {
-            type_url: "type.googleapis.com/quoral.v1.Failure".into(),
-            value: failure.encode_to_vec(),
-        };
-        let rich =
-            tonic_types::Status { code: Code::Unavailable as i32, message: "no".into(), details: vec![any] };
-        Status::with_details(Code::Unavailable, "no", rich.encode_to_vec().into())
-    }
-
-    #[test]
-    fn only_a_definite_no_is_a_failure() {
-        assert!(matches!(write_answer(Ok(Err(status(proto::Applied::No)))), Answer::Fail(_)));
-        assert!(matches!(write_answer(Ok(Err(status(proto::Applied::Maybe)))), Answer::Info(_)));
-        assert!(matches!(write_answer(Ok(Err(status(proto::Applied::Unspecified)))), Answer::Info(_)));
-        assert!(matches!(write_answer(Ok(Err(Status::unavailable("gone")))), Answer::Info(_)));
-        assert!(matches!(write_answer(Ok(Err(Status::internal("broken")))), Answer::Info(_)));
+    async fn put(endpoint: std::net::SocketAddr, timeout: Duration) -> Answer<Wrote> {
+        let mut client = Client::new(&[format!("http://{endpoint}")]).expect("an address");
+        let ask = Ask { keyspace: "default".into(), key: "k".into(), level: None, timeout };
+        client.put(0, &ask, Bytes::from_static(b"1"), Bytes::new()).await
     }
 
     #[tokio::test]
     async fn a_connection_that_is_refused_applied_nothing() {
         // A port that nothing listens on: bound once, and let go.
         let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound");
-        let mut client = Client::new(&[format!("http://{free}")]).expect("an address");
-        let timeout = Duration::from_secs(2);
-        let ask = Ask { keyspace: "default".into(), key: "k".into(), level: None, timeout };
-        let answer = client.put(0, &ask, Bytes::from_static(b"1"), Bytes::new()).await;
+        let answer = put(free, Duration::from_secs(2)).await;
         assert!(matches!(answer, Answer::Fail(_)), "{answer:?}");
+    }
+
+    #[tokio::test]
+    async fn nobody_knows_what_became_of_a_write_that_was_sent() {
+        // It takes connections, and is silent or hangs up.
+        let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = server.local_addr().expect("bound");
+        let silent = put(address, Duration::from_millis(100)).await;
+        assert!(matches!(silent, Answer::Info(_)), "{silent:?}");
+        let hangs_up = tokio::spawn(async move {
+            // The backlog has the first test's connection.
+            loop {
+                let (mut connection, _) = server.accept().await.expect("a connection");
+                // Behind the preface comes the request.
+                let mut bytes = vec![0; 1 << 10];
+                let _ = tokio::io::AsyncReadExt::read(&mut connection, &mut bytes).await;
+            }
+        });
+        let broken = put(address, Duration::from_secs(5)).await;
+        assert!(matches!(broken, Answer::Info(_)), "{broken:?}");
+        hangs_up.abort();
     }
 }

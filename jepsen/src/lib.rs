@@ -1,6 +1,6 @@
 //! A Jepsen-style fault suite for Quoral: real processes, real faults, checked histories.
 //!
-//! It knows the `quoral` binary and the protos, nothing else of the database.
+//! It knows the `quoral` binary, the protos and the Rust client, nothing else of the database.
 
 pub mod checker;
 pub mod client;

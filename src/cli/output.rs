@@ -145,18 +145,14 @@ impl CliError {
             _ if refused_as_it_is(status.code()) => Applied::No,
             _ => Applied::Maybe,
         };
-        let exit = match (applied, status.code()) {
-            (Applied::Maybe, _) => Exit::Unknown,
-            (_, Code::InvalidArgument | Code::OutOfRange) => Exit::Usage,
-            (_, Code::AlreadyExists | Code::Aborted) => Exit::Conflict,
-            (_, Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded) => Exit::Unavailable,
+        let exit = match status.code() {
             // The own transport says Cancelled when time is up, and Unknown or Internal when a
             // connection breaks; a server of ours says none of them without a detail.
-            (_, Code::Cancelled | Code::Unknown) if failure.is_none() => Exit::Unavailable,
-            (_, Code::Internal) if failure.is_none() && std::error::Error::source(status).is_some() => {
-                Exit::Unavailable
+            Code::Cancelled | Code::Unknown if failure.is_none() => exit_of(Code::Unavailable, applied),
+            Code::Internal if failure.is_none() && std::error::Error::source(status).is_some() => {
+                exit_of(Code::Unavailable, applied)
             }
-            _ => Exit::Error,
+            code => exit_of(code, applied),
         };
         CliError {
             exit,
@@ -198,6 +194,39 @@ impl CliError {
     }
 }
 
+impl From<Op> for quoral_client::Op {
+    fn from(op: Op) -> quoral_client::Op {
+        match op {
+            Op::Read => quoral_client::Op::Read,
+            Op::Write => quoral_client::Op::Write,
+            Op::RepeatableWrite => quoral_client::Op::NamedWrite,
+        }
+    }
+}
+
+impl From<quoral_client::Error> for CliError {
+    fn from(error: quoral_client::Error) -> CliError {
+        let applied = match error.applied {
+            quoral_client::Applied::No => Applied::No,
+            quoral_client::Applied::Maybe => Applied::Maybe,
+        };
+        CliError {
+            exit: exit_of(error.code, applied),
+            code: code_name(error.code),
+            message: error.message,
+            applied,
+            required: error.required,
+            received: error.received,
+            retry_after: error.retry_after,
+            reached: match error.reached {
+                quoral_client::Reached::Nobody => Reached::Nobody,
+                quoral_client::Reached::Connection => Reached::Connection,
+                quoral_client::Reached::Node => Reached::Answer,
+            },
+        }
+    }
+}
+
 impl From<Invalid> for CliError {
     fn from(invalid: Invalid) -> CliError {
         CliError::usage(invalid.to_string())
@@ -211,6 +240,17 @@ impl std::fmt::Display for CliError {
 }
 
 impl std::error::Error for CliError {}
+
+/// The exit code for a gRPC code, by whether a write may have been applied.
+fn exit_of(code: Code, applied: Applied) -> Exit {
+    match (applied, code) {
+        (Applied::Maybe, _) => Exit::Unknown,
+        (_, Code::InvalidArgument | Code::OutOfRange) => Exit::Usage,
+        (_, Code::AlreadyExists | Code::Aborted) => Exit::Conflict,
+        (_, Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded) => Exit::Unavailable,
+        _ => Exit::Error,
+    }
+}
 
 /// Codes by which a server refuses a request as it stands, before anything is done.
 fn refused_as_it_is(code: Code) -> bool {

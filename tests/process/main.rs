@@ -19,6 +19,7 @@ mod crashes;
 mod dev;
 mod hints;
 mod keyspaces;
+mod library;
 mod load;
 mod overload;
 mod ownership;
