@@ -129,7 +129,7 @@ impl Failure {
     /// The same, of a request of which another attempt may have been carried out.
     pub fn in_doubt(self) -> Failure {
         let cause = match self.cause {
-            Cause::Unavailable => Cause::TooFewAcks,
+            Cause::Unavailable | Cause::BehindSession => Cause::TooFewAcks,
             other => other,
         };
         Failure { applied: Applied::Maybe, cause, ..self }
