@@ -17,6 +17,7 @@ mod client;
 mod cluster;
 mod crashes;
 mod dev;
+mod errors;
 mod hints;
 mod keyspaces;
 mod library;

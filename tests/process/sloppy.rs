@@ -16,7 +16,7 @@ fn json(at: SocketAddr, arguments: &[&str]) -> Value {
 }
 
 /// Indexes of the homes of a key of `default`, in order, then of the other nodes.
-fn homes(cluster: &Cluster, key: &str) -> (Vec<usize>, Vec<usize>) {
+pub fn homes(cluster: &Cluster, key: &str) -> (Vec<usize>, Vec<usize>) {
     let told = json(cluster.nodes[0].client, &["explain", key]);
     let replicas = told["replicas"].as_array().expect("replicas").clone();
     let of_role = |role: &str| {
