@@ -5,8 +5,9 @@
 //! or it is stopping, is passed over for the next; so is this node when it is a home itself. A get or a page of a
 //! scan needs no home: any node merges what the home replicas answer.
 
-use std::sync::Arc;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,6 +18,7 @@ use super::forwards::another_home_may;
 use super::readings::KeyReading;
 use super::retries::{Named, Turns, context_of_write};
 use super::sessions::{Carried, Wrote};
+use crate::quorum::admission::KeyShares;
 use crate::quorum::{put, read};
 use crate::replica::mint::Mint;
 use crate::replica::requests::{Outcome as Known, Print};
@@ -70,6 +72,10 @@ pub struct Coordinator {
     pub bytes_under_way: AtomicUsize,
     /// About what a get finds: the largest of late, in bytes.
     pub usual_get: AtomicUsize,
+    /// Of those under way, how many are for which key.
+    pub key_shares: Mutex<KeyShares>,
+    /// Requests that were refused because their key had its share, since it was last asked.
+    pub hot_refused: AtomicUsize,
     /// Writes under way that have a request id.
     pub turns: Turns,
 }
@@ -79,10 +85,15 @@ pub struct Admitted<'a> {
     by: &'a Coordinator,
     requests: usize,
     bytes: usize,
+    /// Whose share it is counted in, if it is for one key.
+    key: Option<u64>,
 }
 
 impl Drop for Admitted<'_> {
     fn drop(&mut self) {
+        if let Some(key) = self.key {
+            self.by.key_shares().leave(key);
+        }
         self.by.under_way.fetch_sub(self.requests, Ordering::AcqRel);
         self.by.bytes_under_way.fetch_sub(self.bytes, Ordering::AcqRel);
     }
@@ -130,7 +141,7 @@ impl Coordinator {
             }
             Serving::Draining => return Err(Failure::early(Cause::NotServing("stopping".into()))),
         }
-        let admitted = Admitted { by: self, requests, bytes };
+        let admitted = Admitted { by: self, requests, bytes, key: None };
         let others = self.under_way.fetch_add(requests, Ordering::AcqRel);
         let before = self.bytes_under_way.fetch_add(bytes, Ordering::AcqRel);
         let too_large = bytes > 0 && before > 0 && before.saturating_add(bytes) > self.bytes_limit;
@@ -144,9 +155,35 @@ impl Coordinator {
         Ok(admitted)
     }
 
-    /// Counts a get in, with as many bytes as gets of late have found.
-    pub fn admit_get(&self) -> Result<Admitted<'_>, Failure> {
-        self.admit_many(1, self.usual_get.load(Ordering::Relaxed))
+    /// Counts a put or delete in, with its bytes, and in the share of its key.
+    pub fn admit_write(&self, request: &WriteRequest) -> Result<Admitted<'_>, Failure> {
+        self.admit_key(&request.keyspace, request.key.partition_key(), request.payload.bytes())
+    }
+
+    /// Counts a get in, with as many bytes as gets of late have found, and in the share of its key.
+    pub fn admit_get(&self, request: &GetRequest) -> Result<Admitted<'_>, Failure> {
+        self.admit_key(&request.keyspace, request.key.partition_key(), self.usual_get.load(Ordering::Relaxed))
+    }
+
+    /// Counts a request in, and in the share of its partition key.
+    pub fn admit_key(&self, keyspace: &str, key: &[u8], bytes: usize) -> Result<Admitted<'_>, Failure> {
+        let mut admitted = self.admit(bytes)?;
+        // Keys of one hash share a share, which does no harm.
+        let mut hasher = DefaultHasher::new();
+        (keyspace, key).hash(&mut hasher);
+        let hash = hasher.finish();
+        let limit = self.requests_limit.min(self.limit_now.load(Ordering::Relaxed) / 2);
+        let others = self.under_way.load(Ordering::Relaxed).saturating_sub(1);
+        if !self.key_shares().enter(hash, others, limit) {
+            self.hot_refused.fetch_add(1, Ordering::Relaxed);
+            return Err(Failure::early(Cause::Overloaded(limits::RETRY_DELAY)));
+        }
+        admitted.key = Some(hash);
+        Ok(admitted)
+    }
+
+    fn key_shares(&self) -> MutexGuard<'_, KeyShares> {
+        self.key_shares.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Learns how much a get has found.

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::coordinator::{Coordinator, Route};
+use super::coordinator::{Admitted, Coordinator, Route};
 use crate::canary::{self, Canary};
 use crate::rpc::convert;
 use crate::rpc::proto::{self, answer, forward, forwarded, operation};
@@ -38,6 +38,15 @@ const A_WHILE_MS: u64 = 400;
 const MARGIN_MS: u64 = 100;
 
 impl Coordinator {
+    /// Counts in what another node sent on, with its bytes, and in the share of its key.
+    pub fn admit_forward(&self, forward: &proto::Forward) -> Result<Admitted<'_>, Failure> {
+        match &forward.request {
+            Some(forward::Request::Put(put)) => self.admit_key(&put.keyspace, &put.key, put.value.len()),
+            Some(forward::Request::Delete(delete)) => self.admit_key(&delete.keyspace, &delete.key, 0),
+            None => self.admit(0),
+        }
+    }
+
     /// Sends a put or delete on.
     pub(super) async fn forward_write(
         &self,

@@ -35,14 +35,14 @@ pub async fn govern(coordinator: Arc<Coordinator>, door: Arc<Door>) {
         }
         let under_way = coordinator.under_way.load(Ordering::Relaxed);
         let most_under_way = door.take_most().max(under_way);
-        let limit = limiter.learn(Window { least_delay, most_under_way });
+        let hot = coordinator.hot_refused.swap(0, Ordering::Relaxed);
+        let limit = limiter.learn(Window { least_delay, most_under_way, hot_refused: hot > 0 });
         door.set_limit(limit);
-        door.set_usual(coordinator.usual_get.load(Ordering::Relaxed));
         coordinator.limit_now.store(limit.saturating_mul(2), Ordering::Relaxed);
         metrics.requests_limit.set(u64::try_from(limit).unwrap_or(u64::MAX));
         let delay = u64::try_from(least_delay.as_micros()).unwrap_or(u64::MAX);
         metrics.queue_delay.set(delay);
-        metrics.requests_shed.inc_by(u64::try_from(door.take_refused()).unwrap_or(0));
+        metrics.requests_shed.inc_by(u64::try_from(door.take_refused() + hot).unwrap_or(0));
         (left, least_delay) = (ADMISSION_WINDOW, Duration::MAX);
     }
 }

@@ -534,11 +534,7 @@ impl PeerHandler for Peers {
                 }
                 let coordinator = self.coordinator.clone();
                 tokio::spawn(async move {
-                    let bytes = match &forward.request {
-                        Some(proto::forward::Request::Put(put)) => put.value.len(),
-                        _ => 0,
-                    };
-                    match coordinator.admit(bytes) {
+                    match coordinator.admit_forward(&forward) {
                         Ok(_admitted) => {
                             let kind = Some(coordinator.forwarded(forward).await);
                             reply.send(answer::Kind::Forwarded(proto::Forwarded { kind }));

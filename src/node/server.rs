@@ -10,8 +10,8 @@
 //! replaced by an empty one without notice.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -240,6 +240,8 @@ impl Node {
             under_way: AtomicUsize::new(0),
             bytes_under_way: AtomicUsize::new(0),
             usual_get: AtomicUsize::new(0),
+            key_shares: Mutex::default(),
+            hot_refused: AtomicUsize::new(0),
             turns: Turns::new(me.nonce),
         });
         let maps = Maps::new(me.node, env.clone(), committer.clone(), maps_sender);

@@ -59,7 +59,7 @@ impl KvHandler for NodeService {
         Box::pin(async move {
             let began = self.coordinator.driver.clock.mono();
             let verb = if request.payload == Payload::Tombstone { Verb::Delete } else { Verb::Put };
-            let result = match self.coordinator.admit(request.payload.bytes()) {
+            let result = match self.coordinator.admit_write(&request) {
                 Ok(_admitted) => self.coordinator.write(request, true).await,
                 Err(failure) => Err(failure),
             };
@@ -71,7 +71,7 @@ impl KvHandler for NodeService {
     fn get(&self, request: GetRequest) -> BoxFuture<'_, Result<GetDone, Failure>> {
         Box::pin(async move {
             let began = self.coordinator.driver.clock.mono();
-            let result = match self.coordinator.admit_get() {
+            let result = match self.coordinator.admit_get(&request) {
                 Ok(_admitted) => self.coordinator.get(request).await,
                 Err(failure) => Err(failure),
             };
@@ -100,7 +100,7 @@ impl KvHandler for NodeService {
     }
 
     fn hold(&self, bytes: usize, must: bool) -> Result<Held, Failure> {
-        Ok(Held { guard: Arc::new(self.coordinator.hold(bytes, must)?), bytes })
+        Ok(Held { guard: Arc::new(self.coordinator.hold(bytes, must)?) })
     }
 
     fn metrics(&self) -> &Metrics {

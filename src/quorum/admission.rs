@@ -7,13 +7,16 @@
 //! 2. While that is over the target, the limit falls by a fifth of what was really under way. While it is below half
 //!    the target and the limit was nearly reached, it grows by a tenth. Between the two it stays.
 //! 3. It never leaves its bounds.
+//! 4. A key that everybody wants leaves room for the others: past half the limit one that has its share of that half
+//!    under way is refused ([`KeyShares`]).
 //!
 //! Why so: past its capacity a node that takes everything makes everyone wait for the others until all deadlines have
 //! passed. One that takes what it can do, and refuses the rest at once, does as much as at its best.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::types::limits::{ADMISSION_DELAY, REQUESTS_AT_LEAST};
+use crate::types::limits::{ADMISSION_DELAY, KEY_REQUESTS_AT_LEAST, REQUESTS_AT_LEAST};
 
 /// What was seen in a window of time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -22,6 +25,8 @@ pub struct Window {
     pub least_delay: Duration,
     /// The most requests that were under way at a time.
     pub most_under_way: usize,
+    /// Whether a request was refused because its key had its share.
+    pub hot_refused: bool,
 }
 
 /// The limit.
@@ -47,11 +52,44 @@ impl Limiter {
         let used = window.most_under_way.min(self.limit);
         if window.least_delay > ADMISSION_DELAY {
             self.limit = used - used / 5;
-        } else if window.least_delay < ADMISSION_DELAY / 2 && used >= self.limit - self.limit / 4 {
+        } else if window.least_delay < ADMISSION_DELAY / 2
+            && (used >= self.limit - self.limit / 4 || window.hot_refused)
+        {
             self.limit += (self.limit / 10).max(8);
         }
         self.limit = self.limit.clamp(REQUESTS_AT_LEAST.min(self.most), self.most);
         self.limit
+    }
+}
+
+/// Requests under way by key.
+///
+/// Half of the limit is for whoever comes. In the other half a key has its share: that half by the number of keys under
+/// way, and never less than a sixteenth of the limit, since two requests for one key at a time make it no hot one.
+#[derive(Debug, Clone, Default)]
+pub struct KeyShares {
+    by: BTreeMap<u64, usize>,
+}
+
+impl KeyShares {
+    /// Counts a request for `key` in, unless the key has its share; `others` requests are under way besides.
+    pub fn enter(&mut self, key: u64, others: usize, limit: usize) -> bool {
+        let mine = self.by.get(&key).copied().unwrap_or(0);
+        let keys = self.by.len() + usize::from(mine == 0);
+        let share = (limit / 2 / keys).max(limit / 16).max(KEY_REQUESTS_AT_LEAST);
+        if others >= limit / 2 && mine >= share {
+            return false;
+        }
+        self.by.insert(key, mine + 1);
+        true
+    }
+
+    /// A request for `key` has ended.
+    pub fn leave(&mut self, key: u64) {
+        match self.by.get_mut(&key) {
+            Some(mine) if *mine > 1 => *mine -= 1,
+            _ => drop(self.by.remove(&key)),
+        }
     }
 }
 
@@ -77,7 +115,7 @@ mod tests {
             let under_way = left.max(all.min(speed) / 10);
             waiting = left;
             let least_delay = Duration::from_millis(u64::try_from(wait_ms).expect("small"));
-            limiter.learn(Window { least_delay, most_under_way: under_way });
+            limiter.learn(Window { least_delay, most_under_way: under_way, ..Window::default() });
         }
         (did, longest)
     }
@@ -94,19 +132,77 @@ mod tests {
     fn a_quiet_node_keeps_its_limit_and_a_busy_one_gets_it_back() {
         let mut limiter = Limiter::new(8_192);
         for _ in 0..100 {
-            assert_eq!(limiter.learn(Window { least_delay: Duration::ZERO, most_under_way: 10 }), 8_192);
+            let window = Window { most_under_way: 10, ..Window::default() };
+            assert_eq!(limiter.learn(window), 8_192);
         }
         for _ in 0..100 {
             let most_under_way = limiter.limit();
-            limiter.learn(Window { least_delay: ADMISSION_DELAY * 3, most_under_way });
+            limiter.learn(Window { least_delay: ADMISSION_DELAY * 3, most_under_way, ..Window::default() });
         }
         assert_eq!(limiter.limit(), REQUESTS_AT_LEAST);
         for _ in 0..100 {
             let most_under_way = limiter.limit();
-            limiter.learn(Window { least_delay: Duration::ZERO, most_under_way });
+            limiter.learn(Window { most_under_way, ..Window::default() });
         }
         assert_eq!(limiter.limit(), 8_192);
         let mut small = Limiter::new(4);
-        assert_eq!(small.learn(Window { least_delay: ADMISSION_DELAY * 3, most_under_way: 4 }), 4);
+        let slow = Window { least_delay: ADMISSION_DELAY * 3, most_under_way: 4, ..Window::default() };
+        assert_eq!(small.learn(slow), 4);
+    }
+
+    #[test]
+    fn a_limit_that_one_key_may_not_use_up_grows_all_the_same() {
+        let mut limiter = Limiter::new(8_192);
+        limiter.limit = REQUESTS_AT_LEAST;
+        let half = Window { most_under_way: REQUESTS_AT_LEAST / 2, ..Window::default() };
+        assert_eq!(limiter.learn(half), REQUESTS_AT_LEAST);
+        assert!(limiter.learn(Window { hot_refused: true, ..half }) > REQUESTS_AT_LEAST);
+    }
+
+    /// Lets in what it can of `offered` requests for each of some keys, in turns, on top of those under way.
+    fn offer(shares: &mut KeyShares, offered: &mut BTreeMap<u64, usize>, limit: usize) {
+        while !offered.is_empty() {
+            offered.retain(|key, count| {
+                let all: usize = shares.by.values().sum();
+                *count -= 1;
+                all < limit && shares.enter(*key, all, limit) && *count > 0
+            });
+        }
+    }
+
+    #[test]
+    fn a_hot_key_has_half_the_limit_and_others_find_room() {
+        for limit in [32, 100, 8_192] {
+            let mut shares = KeyShares::default();
+            offer(&mut shares, &mut BTreeMap::from([(7, 3 * limit)]), limit);
+            assert_eq!(shares.by[&7], limit / 2, "alone");
+            // Ten others find room, though it goes on.
+            let mut offered: BTreeMap<u64, usize> = (100..110).map(|key| (key, 2)).collect();
+            offered.insert(7, 3 * limit);
+            offer(&mut shares, &mut offered, limit);
+            assert!((100..110).all(|key| shares.by[&key] >= 1), "{:?}", shares.by);
+            assert_eq!(shares.by[&7], limit / 2);
+        }
+    }
+
+    #[test]
+    fn keys_that_are_all_alike_have_the_whole_limit() {
+        let mut shares = KeyShares::default();
+        offer(&mut shares, &mut (0..100).map(|key| (key, 100)).collect(), 1_000);
+        assert_eq!(shares.by.values().sum::<usize>(), 1_000);
+        // Two at a time of one key, of very many: no hot key.
+        let mut shares = KeyShares::default();
+        offer(&mut shares, &mut (0..16).map(|key| (key, 2)).collect(), 32);
+        assert!(shares.by.values().all(|count| *count == 2));
+    }
+
+    #[test]
+    fn what_has_ended_is_forgotten() {
+        let mut shares = KeyShares::default();
+        assert!(shares.enter(1, 0, 8) && shares.enter(1, 1, 8) && shares.enter(2, 2, 8));
+        (0..2).for_each(|_| shares.leave(1));
+        shares.leave(2);
+        shares.leave(2);
+        assert!(shares.by.is_empty());
     }
 }

@@ -7,9 +7,11 @@
 //! 1. Past the limit a call is refused with `RESOURCE_EXHAUSTED`, `applied = NO` and a retry delay.
 //! 2. A client that has fewer calls under way than its share of the limit is let in all the same, up to twice the
 //!    limit: one that floods the node does not shut the others out. A client is a connection.
-//! 3. A call counts until its answer has been taken by its client, or the client is gone; so do the bytes that a
-//!    handler holds for it ([`Held`]). A client may leave a quarter of all bytes untaken, and a get that would add to
-//!    that is refused: one that does not read stands in its own way, not in the others'.
+//! 3. A call counts until its answer has been taken by its client, or the client is gone; so do the bytes that were
+//!    found for it ([`Held`]). A client may leave a quarter of all bytes untaken: past that its gets, batches and scans
+//!    are refused, and so is what they have found. One that does not read stands in its own way, not in the others'.
+//! 4. What a call will find is guessed from what the same client's calls of its kind found of late, and set aside
+//!    until it is known. One answer is always let in, however large.
 //!
 //! Streams of sessions are let in at once: their requests are admitted one by one, by the node.
 
@@ -36,8 +38,6 @@ use crate::types::limits::RETRY_DELAY;
 pub struct Held {
     /// Dropped when it is taken.
     pub guard: Arc<dyn Send + Sync>,
-    /// Its bytes.
-    pub bytes: usize,
 }
 
 /// The door: calls under way by client, and the limit.
@@ -47,43 +47,87 @@ pub struct Door {
     limit: AtomicUsize,
     /// Bytes that one client may leave untaken.
     client_bytes: usize,
-    /// About what a get finds.
-    usual: AtomicUsize,
     refused: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
 struct Clients {
-    by: BTreeMap<SocketAddr, Untaken>,
+    by: BTreeMap<SocketAddr, Client>,
     all: usize,
     /// The most since it was last asked for.
     most: usize,
+    /// About what a call finds, by kind, whoever made it.
+    usual: Usual,
 }
 
-/// What one client has not taken.
+/// What one client has under way, or has not taken.
 #[derive(Debug, Default, Clone, Copy)]
-struct Untaken {
+struct Client {
     calls: usize,
     bytes: usize,
+    /// About what a call of its own finds.
+    usual: Usual,
 }
 
-/// One call that was let in, until it is dropped.
+/// Calls whose answers may be large.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reads {
+    /// A get.
+    Get,
+    /// A batch, which may have gets in it.
+    Batch,
+    /// A scan; what it finds is counted by page.
+    Scan,
+}
+
+/// About what a call of each kind finds, in bytes: its greatest of late.
+#[derive(Debug, Default, Clone, Copy)]
+struct Usual([usize; 3]);
+
+impl Usual {
+    fn of(&self, reads: Option<Reads>) -> usize {
+        reads.map_or(0, |reads| self.0[reads as usize])
+    }
+
+    fn learn(&mut self, reads: Reads, found: usize) {
+        let usual = &mut self.0[reads as usize];
+        *usual = found.max(*usual - usual.div_ceil(16));
+    }
+}
+
+/// One call that was let in, until it is dropped. Its handler finds it in the request's extensions.
 #[derive(Debug)]
 pub struct Entered {
     door: Arc<Door>,
     client: SocketAddr,
-    bytes: usize,
+    reads: Option<Reads>,
+    /// What was set aside for what it will find.
+    expected: AtomicUsize,
 }
 
 impl Entered {
-    /// Corrects what its answer was expected to have.
-    fn found(&mut self, bytes: usize) {
+    /// Counts what the call has found against its client, until that is dropped; none if the client leaves too much
+    /// untaken. What was set aside for it is free again either way.
+    pub fn hold(self: &Arc<Self>, bytes: usize) -> Option<ClientBytes> {
         let mut clients = self.door.clients();
-        if let Some(untaken) = clients.by.get_mut(&self.client) {
-            untaken.bytes = (untaken.bytes + bytes).saturating_sub(self.bytes);
+        let expected = self.expected.swap(0, Ordering::Relaxed);
+        if let Some(reads) = self.reads {
+            clients.usual.learn(reads, bytes);
         }
+        // It is there for as long as this call is.
+        let client = clients.by.entry(self.client).or_default();
+        client.bytes = client.bytes.saturating_sub(expected);
+        if let Some(reads) = self.reads {
+            client.usual.learn(reads, bytes);
+        }
+        if bytes > 0 && client.bytes > 0 && client.bytes + bytes > self.door.client_bytes {
+            drop(clients);
+            self.door.refused.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        client.bytes += bytes;
         drop(clients);
-        self.bytes = bytes;
+        Some(ClientBytes { call: self.clone(), bytes })
     }
 }
 
@@ -91,12 +135,27 @@ impl Drop for Entered {
     fn drop(&mut self) {
         let mut clients = self.door.clients();
         clients.all = clients.all.saturating_sub(1);
-        if let Some(untaken) = clients.by.get_mut(&self.client) {
-            untaken.calls = untaken.calls.saturating_sub(1);
-            untaken.bytes = untaken.bytes.saturating_sub(self.bytes);
-            if untaken.calls == 0 {
+        if let Some(client) = clients.by.get_mut(&self.client) {
+            client.calls = client.calls.saturating_sub(1);
+            client.bytes = client.bytes.saturating_sub(self.expected.load(Ordering::Relaxed));
+            if client.calls == 0 {
                 clients.by.remove(&self.client);
             }
+        }
+    }
+}
+
+/// Bytes that count against a client until this is dropped. Keeps its call counted, too.
+#[derive(Debug)]
+pub struct ClientBytes {
+    call: Arc<Entered>,
+    bytes: usize,
+}
+
+impl Drop for ClientBytes {
+    fn drop(&mut self) {
+        if let Some(client) = self.call.door.clients().by.get_mut(&self.call.client) {
+            client.bytes = client.bytes.saturating_sub(self.bytes);
         }
     }
 }
@@ -108,14 +167,8 @@ impl Door {
             clients: Mutex::default(),
             limit: AtomicUsize::new(limit),
             client_bytes: bytes / 4,
-            usual: AtomicUsize::new(0),
             refused: AtomicUsize::new(0),
         }
-    }
-
-    /// Sets what a get is expected to find, in bytes.
-    pub fn set_usual(&self, bytes: usize) {
-        self.usual.store(bytes, Ordering::Relaxed);
     }
 
     fn clients(&self) -> MutexGuard<'_, Clients> {
@@ -139,14 +192,16 @@ impl Door {
         std::mem::replace(&mut clients.most, now)
     }
 
-    /// All three rules; `reads`: its answer may be large.
-    pub fn enter(self: &Arc<Self>, client: SocketAddr, reads: bool) -> Option<Entered> {
+    /// All rules; `reads`: its answer may be large.
+    pub fn enter(self: &Arc<Self>, client: SocketAddr, reads: Option<Reads>) -> Option<Arc<Entered>> {
         let limit = self.limit.load(Ordering::Relaxed);
         let mut clients = self.clients();
-        let mine = clients.by.get(&client).copied().unwrap_or_default();
+        let usual = clients.usual;
+        let new = || Client { usual, ..Client::default() };
+        let mine = clients.by.get(&client).copied().unwrap_or_else(new);
         let others = clients.by.len() - usize::from(mine.calls > 0);
-        let bytes = if reads { self.usual.load(Ordering::Relaxed) } else { 0 };
-        let is_slow = reads && mine.bytes > 0 && mine.bytes + bytes > self.client_bytes;
+        let expected = mine.usual.of(reads);
+        let is_slow = reads.is_some() && mine.bytes > 0 && mine.bytes + expected > self.client_bytes;
         let share = (limit / (others + 1)).max(1);
         let is_full = clients.all >= limit && (mine.calls >= share || clients.all >= limit.saturating_mul(2));
         if is_full || is_slow {
@@ -156,10 +211,10 @@ impl Door {
         }
         clients.all += 1;
         clients.most = clients.most.max(clients.all);
-        let untaken = clients.by.entry(client).or_default();
-        untaken.calls += 1;
-        untaken.bytes += bytes;
-        Some(Entered { door: self.clone(), client, bytes })
+        let mine = clients.by.entry(client).or_insert_with(new);
+        mine.calls += 1;
+        mine.bytes += expected;
+        Some(Arc::new(Entered { door: self.clone(), client, reads, expected: AtomicUsize::new(expected) }))
     }
 }
 
@@ -186,6 +241,16 @@ fn counts(path: &str) -> bool {
     path.strip_prefix("/quoral.v1.Kv/").is_some_and(|verb| verb != "Session")
 }
 
+/// What a call to this path reads.
+fn reads(path: &str) -> Option<Reads> {
+    match path.strip_prefix("/quoral.v1.Kv/")? {
+        "Get" => Some(Reads::Get),
+        "Batch" => Some(Reads::Batch),
+        "Scan" => Some(Reads::Scan),
+        _ => None,
+    }
+}
+
 fn refusal() -> Response<Body> {
     let status: Status = convert::status(&Failure::early(Cause::Overloaded(RETRY_DELAY)));
     status.into_http()
@@ -205,20 +270,19 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let client = request.extensions().get::<ConnectInfo>().map(|info| info.peer);
         let Some(client) = client.filter(|_| counts(request.uri().path())) else {
             return Box::pin(self.inner.call(request));
         };
-        let reads = request.uri().path().ends_with("/Get");
-        let Some(mut entered) = self.door.enter(client, reads) else {
+        let Some(entered) = self.door.enter(client, reads(request.uri().path())) else {
             return Box::pin(async { Ok(refusal()) });
         };
+        request.extensions_mut().insert(entered.clone());
         let answer = self.inner.call(request);
         Box::pin(async move {
             let mut response = answer.await?;
             let held = response.extensions_mut().remove::<Held>();
-            entered.found(held.as_ref().map_or(0, |held| held.bytes));
             Ok(response.map(|body| Body::new(Counted { body, _entered: entered, _held: held })))
         })
     }
@@ -227,7 +291,7 @@ where
 /// An answer that counts until it is taken.
 struct Counted {
     body: Body,
-    _entered: Entered,
+    _entered: Arc<Entered>,
     _held: Option<Held>,
 }
 
@@ -255,6 +319,8 @@ impl http_body::Body for Counted {
 mod tests {
     use super::*;
 
+    const GET: Option<Reads> = Some(Reads::Get);
+
     fn client(number: u16) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], number))
     }
@@ -262,18 +328,18 @@ mod tests {
     #[test]
     fn one_client_takes_all_there_is_and_leaves_a_share_to_others() {
         let door = Arc::new(Door::new(8, 100));
-        let mut flood: Vec<Entered> = (0..100).map_while(|_| door.enter(client(1), true)).collect();
+        let mut flood: Vec<_> = (0..100).map_while(|_| door.enter(client(1), GET)).collect();
         assert_eq!(flood.len(), 8);
-        let others: Vec<Entered> = (0..100).map_while(|_| door.enter(client(2), true)).collect();
+        let others: Vec<_> = (0..100).map_while(|_| door.enter(client(2), GET)).collect();
         assert_eq!(others.len(), 4, "half of the limit");
         // The flood gets no more before it is below its own share.
         flood.truncate(5);
-        assert!(door.enter(client(1), true).is_none());
+        assert!(door.enter(client(1), GET).is_none());
         flood.truncate(3);
-        flood.extend(door.enter(client(1), true));
+        flood.extend(door.enter(client(1), GET));
         assert_eq!(flood.len(), 4);
         // Never more than twice the limit, however many come.
-        let many: Vec<Entered> = (10..1_000).filter_map(|number| door.enter(client(number), true)).collect();
+        let many: Vec<_> = (10..1_000).filter_map(|number| door.enter(client(number), GET)).collect();
         assert_eq!(many.len(), 8);
         assert_eq!((door.take_refused() > 900, door.take_refused(), door.take_most()), (true, 0, 16));
         drop((flood, others, many));
@@ -285,23 +351,60 @@ mod tests {
 
     #[test]
     fn a_client_that_does_not_read_is_refused_and_others_are_not() {
+        for reads in [Reads::Get, Reads::Batch, Reads::Scan] {
+            let door = Arc::new(Door::new(1_000, 400));
+            let first = door.enter(client(9), Some(reads)).expect("nothing is there");
+            drop(first.hold(30).expect("there is room"));
+            drop(first);
+            let slow: Vec<_> = (0..100).map_while(|_| door.enter(client(1), Some(reads))).collect();
+            assert_eq!(slow.len(), 3, "a quarter of the bytes");
+            let held: Vec<_> = slow.iter().map(|call| call.hold(30).expect("as expected")).collect();
+            assert!(door.enter(client(1), Some(reads)).is_none(), "found, and not taken");
+            assert!(door.enter(client(1), None).is_some(), "a put has no answer to speak of");
+            assert!(door.enter(client(2), Some(reads)).is_some(), "another client");
+            drop(held);
+            assert!(door.enter(client(1), Some(reads)).is_some());
+            drop(slow);
+            assert!(door.clients().by.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_is_found_counts_even_if_nobody_expected_it() {
         let door = Arc::new(Door::new(1_000, 400));
-        door.set_usual(30);
-        let slow: Vec<Entered> = (0..100).map_while(|_| door.enter(client(1), true)).collect();
-        assert_eq!(slow.len(), 3, "a quarter of the bytes");
-        assert!(door.enter(client(1), false).is_some() && door.enter(client(2), true).is_some());
-        let mut one = door.enter(client(3), true).expect("its first");
-        one.found(500);
-        assert!(door.enter(client(3), true).is_none(), "one large answer is always let in, and no more");
-        one.found(10);
-        assert!(door.enter(client(3), true).is_some());
-        drop((slow, one));
+        let calls: Vec<_> = (0..10).map_while(|_| door.enter(client(1), GET)).collect();
+        assert_eq!(calls.len(), 10, "nothing is known yet");
+        let large = calls[0].hold(500).expect("one large answer is always let in");
+        assert!(calls[1].hold(1).is_none() && calls[2].hold(0).is_some());
+        drop(large);
+        let held: Vec<_> = calls.iter().map_while(|call| call.hold(40)).collect();
+        assert_eq!(held.len(), 2);
+        // Pages of one scan count like answers of many calls.
+        let scan = door.enter(client(2), Some(Reads::Scan)).expect("another client");
+        let pages: Vec<_> = (0..10).map_while(|_| scan.hold(40)).collect();
+        assert_eq!(pages.len(), 2);
+        drop((calls, scan));
+        assert_eq!(door.clients().by.len(), 2, "what is not taken is still counted");
+        drop((held, pages));
         assert!(door.clients().by.is_empty());
+    }
+
+    #[test]
+    fn what_others_find_is_no_guide_for_a_client_that_is_known() {
+        let door = Arc::new(Door::new(1_000, 400));
+        let small = door.enter(client(1), GET).expect("nothing is there");
+        let _held = small.hold(1);
+        let large = door.enter(client(2), GET).expect("nothing is there");
+        drop(large.hold(90));
+        let mine: Vec<_> = (0..50).map_while(|_| door.enter(client(1), GET)).collect();
+        assert_eq!(mine.len(), 50);
     }
 
     #[test]
     fn what_counts_is_said_by_the_path() {
         assert!(counts("/quoral.v1.Kv/Put") && counts("/quoral.v1.Kv/Batch"));
         assert!(!counts("/quoral.v1.Kv/Session") && !counts("/grpc.health.v1.Health/Check"));
+        let found = ["Put", "Get", "Batch", "Scan"].map(|verb| reads(&format!("/quoral.v1.Kv/{verb}")));
+        assert_eq!(found, [None, GET, Some(Reads::Batch), Some(Reads::Scan)]);
     }
 }

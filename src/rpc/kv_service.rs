@@ -8,14 +8,19 @@ use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::admission::Held;
+use super::admission::{Entered, Held};
 use super::proto::{self, kv_server::Kv};
-use super::requests::{KvHandler, ScanEntry};
+use super::requests::{KvHandler, ScanEntry, ScanPage, ScanRequest};
 use super::session::{self, Answers};
 use super::{convert, item};
+use crate::types::error::{Cause, Failure};
+use crate::types::limits::RETRY_DELAY;
 
 /// Pages of one scan that wait for a slow client.
 const SCAN_PAGES_AHEAD: usize = 2;
+
+/// A page on its way, and what it holds.
+type Page = (Result<proto::ScanResponse, Status>, Option<Held>);
 
 /// The service over a node.
 pub struct KvService<H> {
@@ -26,6 +31,66 @@ impl<H: KvHandler> KvService<H> {
     /// The service over `node`.
     pub fn new(node: Arc<H>) -> KvService<H> {
         KvService { node }
+    }
+
+    /// Counts what was found against its client, if the door knows of one, and against the node.
+    fn hold(&self, call: Option<&Arc<Entered>>, bytes: usize) -> Result<Held, Failure> {
+        hold(&*self.node, call, bytes)
+    }
+}
+
+fn hold<H: KvHandler>(node: &H, call: Option<&Arc<Entered>>, bytes: usize) -> Result<Held, Failure> {
+    let own = match call {
+        Some(call) => {
+            let overloaded = || Failure::early(Cause::Overloaded(RETRY_DELAY));
+            Some(call.hold(bytes).ok_or_else(overloaded)?)
+        }
+        None => None,
+    };
+    Ok(Held { guard: Arc::new((node.hold(bytes, false)?, own)) })
+}
+
+/// Sends the pages of a scan, from its first on. A page that there is no room for waits until those before it have
+/// been taken; if there is none then, the scan ends, and its client goes on behind its last page.
+async fn send_pages<H: KvHandler>(
+    node: Arc<H>,
+    call: Option<Arc<Entered>>,
+    mut request: ScanRequest,
+    mut page: ScanPage,
+    send: mpsc::Sender<Page>,
+) {
+    loop {
+        let cursor = page.cursor.clone();
+        let count = u64::try_from(page.entries.len()).unwrap_or(u64::MAX);
+        request.limit = request.limit.map(|limit| limit.saturating_sub(count));
+        let bytes = page.entries.iter().map(ScanEntry::bytes).sum();
+        let mut held = hold(&*node, call.as_ref(), bytes);
+        if held.is_err() {
+            let all_taken = send.reserve_many(SCAN_PAGES_AHEAD).await.map(drop);
+            if all_taken.is_err() {
+                return;
+            }
+            held = hold(&*node, call.as_ref(), bytes);
+        }
+        let sent = match held {
+            Ok(held) => send.send((Ok(convert::scan_response(page)), Some(held))).await,
+            Err(failure) => {
+                let _ = send.send((Err(convert::status(&failure)), None)).await;
+                return;
+            }
+        };
+        if sent.is_err() {
+            return;
+        }
+        let Some(cursor) = cursor.filter(|_| request.limit != Some(0)) else { return };
+        request.cursor = cursor;
+        page = match node.scan_page(request.clone()).await {
+            Ok(page) => page,
+            Err(failure) => {
+                let _ = send.send((Err(convert::status(&failure)), None)).await;
+                return;
+            }
+        };
     }
 }
 
@@ -39,11 +104,11 @@ impl<H: KvHandler> Kv for KvService<H> {
     }
 
     async fn get(&self, request: Request<proto::GetRequest>) -> Result<Response<proto::GetResponse>, Status> {
-        let (metadata, _, message) = request.into_parts();
+        let (metadata, extensions, message) = request.into_parts();
         let request = convert::get_request(message, &metadata);
         let done = self.node.get(request.map_err(|f| convert::status(&f))?).await;
         let done = done.map_err(|f| convert::status(&f))?;
-        let held = self.node.hold(done.bytes(), false).map_err(|f| convert::status(&f))?;
+        let held = self.hold(extensions.get(), done.bytes()).map_err(|f| convert::status(&f))?;
         let mut response = Response::new(convert::get_response(done));
         response.extensions_mut().insert(held);
         Ok(response)
@@ -62,52 +127,36 @@ impl<H: KvHandler> Kv for KvService<H> {
     type ScanStream = Pin<Box<dyn futures_core::Stream<Item = Result<proto::ScanResponse, Status>> + Send>>;
 
     async fn scan(&self, request: Request<proto::ScanRequest>) -> Result<Response<Self::ScanStream>, Status> {
-        let (metadata, _, message) = request.into_parts();
-        let mut request = convert::scan_request(message, &metadata).map_err(|f| convert::status(&f))?;
-        let node = self.node.clone();
-        let first = node.scan_page(request.clone()).await.map_err(|f| convert::status(&f))?;
-        // What a page holds counts until it is on its way to the client.
-        let (send, receive) = mpsc::channel::<(_, Option<Held>)>(SCAN_PAGES_AHEAD);
-        tokio::spawn(async move {
-            let mut page = first;
-            loop {
-                let cursor = page.cursor.clone();
-                let count = u64::try_from(page.entries.len()).unwrap_or(u64::MAX);
-                request.limit = request.limit.map(|limit| limit.saturating_sub(count));
-                let held = match node.hold(page.entries.iter().map(ScanEntry::bytes).sum(), false) {
-                    Ok(held) => held,
-                    Err(failure) => {
-                        let _ = send.send((Err(convert::status(&failure)), None)).await;
-                        return;
-                    }
-                };
-                if send.send((Ok(convert::scan_response(page)), Some(held))).await.is_err() {
-                    return;
-                }
-                let Some(cursor) = cursor.filter(|_| request.limit != Some(0)) else { return };
-                request.cursor = cursor;
-                page = match node.scan_page(request.clone()).await {
-                    Ok(page) => page,
-                    Err(failure) => {
-                        let _ = send.send((Err(convert::status(&failure)), None)).await;
-                        return;
-                    }
-                };
-            }
+        let (metadata, extensions, message) = request.into_parts();
+        let request = convert::scan_request(message, &metadata).map_err(|f| convert::status(&f))?;
+        let first = self.node.scan_page(request.clone()).await.map_err(|f| convert::status(&f))?;
+        let (send, receive) = mpsc::channel::<Page>(SCAN_PAGES_AHEAD);
+        let call = extensions.get::<Arc<Entered>>().cloned();
+        tokio::spawn(send_pages(self.node.clone(), call, request, first, send));
+        // A page counts until the one behind it is asked for: by then it is on its way to the client.
+        let mut on_its_way = None;
+        let pages = ReceiverStream::new(receive).map(move |(page, held)| {
+            drop(std::mem::replace(&mut on_its_way, held));
+            page
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receive).map(|(page, _held)| page))))
+        Ok(Response::new(Box::pin(pages)))
     }
 
     async fn batch(
         &self,
         request: Request<proto::BatchRequest>,
     ) -> Result<Response<proto::BatchResponse>, Status> {
-        let (metadata, _, message) = request.into_parts();
+        let (metadata, extensions, message) = request.into_parts();
         let request = item::batch_request(message, &metadata, self.node.value_limit());
         let outcomes = self.node.batch(request.map_err(|f| convert::status(&f))?).await;
-        let outcomes = outcomes.map_err(|f| convert::status(&f))?;
+        let mut outcomes = outcomes.map_err(|f| convert::status(&f))?;
         let found = outcomes.iter().flatten().map(item::Done::bytes).sum();
-        let held = self.node.hold(found, true);
+        let held = self.hold(extensions.get(), found).or_else(|failure| {
+            // What was written stays so; what was found can be asked for again.
+            let found = outcomes.iter_mut().filter(|outcome| matches!(outcome, Ok(item::Done::Get(_))));
+            found.for_each(|outcome| *outcome = Err(failure.clone()));
+            self.node.hold(0, true)
+        });
         let mut response = Response::new(item::batch_response(outcomes));
         response.extensions_mut().insert(held.map_err(|f| convert::status(&f))?);
         Ok(response)

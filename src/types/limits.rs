@@ -112,6 +112,8 @@ pub const ADMISSION_WINDOW: Duration = Duration::from_millis(100);
 pub const ADMISSION_TICK: Duration = Duration::from_millis(10);
 /// Requests that a node takes at a time however busy it is.
 pub const REQUESTS_AT_LEAST: usize = 32;
+/// Requests for one key that a node takes at a time however busy it is: two or three at once are no hot key.
+pub const KEY_REQUESTS_AT_LEAST: usize = 4;
 /// The retry delay that a refused client is told.
 pub const RETRY_DELAY: Duration = Duration::from_millis(100);
 
