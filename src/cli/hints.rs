@@ -56,7 +56,7 @@ async fn ask(client: &Client) -> Result<proto::HintsResponse, CliError> {
 fn waiting<'a>(before: &proto::HintsResponse, now: &'a proto::HintsResponse) -> Vec<&'a proto::HintLog> {
     let was_there = |log: &&proto::HintLog| {
         let same = |b: &&proto::HintLog| (&b.holder, &b.target) == (&log.holder, &log.target);
-        before.logs.iter().find(same).is_some_and(|b| log.oldest <= b.last)
+        log.hints > 0 && before.logs.iter().find(same).is_some_and(|b| log.oldest <= b.last)
     };
     now.logs.iter().filter(was_there).collect()
 }
@@ -117,6 +117,10 @@ fn to_json(kept: &proto::HintsResponse) -> Value {
             "hints": log.hints,
             "bytes": log.bytes,
             "since_ms": log.since_ms,
+            "delivered": log.delivered,
+            "per_second": log.per_second,
+            "refused": log.refused,
+            "refusal": log.refusal,
         })
     };
     json!({ "hints": kept.logs.iter().map(log).collect::<Vec<_>>(), "silent": kept.silent })
@@ -133,19 +137,31 @@ fn to_text(kept: &proto::HintsResponse) -> String {
                 log.target_state.clone(),
                 log.hints.to_string(),
                 show_size(log.bytes),
-                WallMs(log.since_ms).utc(),
+                if log.hints > 0 { WallMs(log.since_ms).utc() } else { "-".into() },
+                log.delivered.to_string(),
+                format!("{}/s", log.per_second),
+                log.refused.to_string(),
             ]
         })
         .collect();
     let mut text = if rows.is_empty() {
         "no hints wait\n".to_owned()
     } else {
-        output::table(&["ON", "FOR", "STATE", "HINTS", "SIZE", "SINCE"], &rows)
+        output::table(&["ON", "FOR", "STATE", "HINTS", "SIZE", "SINCE", "HOME", "RATE", "NOT KEPT"], &rows)
     };
+    for log in kept.logs.iter().filter(|log| log.refused > 0) {
+        let whose = format!("{} on {}", log.target_name, log.holder_name);
+        text.push_str(&refused_line(&whose, log.refused, &log.refusal));
+    }
     if !kept.silent.is_empty() {
         text.push_str(&format!("no answer from {}\n", kept.silent.join(", ")));
     }
     text
+}
+
+/// Says of how many writes a node will not hear by hints.
+pub fn refused_line(whose: &str, refused: u64, refusal: &str) -> String {
+    format!("hints for {whose}: {refused} writes have none: {refusal}; anti-entropy has to bring them\n")
 }
 
 #[cfg(test)]
@@ -180,5 +196,15 @@ mod tests {
         assert!(text.contains("n1") && text.contains("n2") && text.contains("2.0 KiB"), "{text}");
         assert_eq!(to_json(&kept(vec![one]))["hints"][0]["target"], json!("00b2"));
         assert_eq!(to_text(&kept(Vec::new())), "no hints wait\n");
+    }
+
+    #[test]
+    fn what_is_not_kept_is_shown_and_not_waited_for() {
+        let mut one = log("a", "b", 5, 9);
+        (one.hints, one.refused, one.refusal) = (0, 7, "there are too many".into());
+        let before = kept(vec![one]);
+        let text = to_text(&before);
+        assert!(text.contains("7 writes have none: there are too many; anti-entropy"), "{text}");
+        assert!(waiting(&before, &before).is_empty());
     }
 }

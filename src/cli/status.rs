@@ -1,9 +1,12 @@
 //! `status`: the nodes of the cluster, as one of them sees it.
 
+use std::fmt::Write as _;
+
 use clap::Args;
 use serde_json::{Value, json};
 
 use super::Global;
+use super::hints::refused_line;
 use super::output::{self, CliResult, Exit, Op};
 use crate::rpc::proto;
 
@@ -44,6 +47,10 @@ fn to_json(status: &proto::StatusResponse) -> Value {
             "state": node.state,
             "ownership": node.ownership,
             "hints": node.hints,
+            "hints_delivered": node.hints_delivered,
+            "hints_per_second": node.hints_per_second,
+            "hints_refused": node.hints_refused,
+            "hints_refusal": node.hints_refusal,
             "disk_bytes": node.disk_bytes,
             "durability": node.durability,
             "map_version": node.map_version,
@@ -82,8 +89,9 @@ fn to_text(status: &proto::StatusResponse) -> String {
         .collect();
     let head =
         ["NODE", "NAME", "PEERS", "CLIENTS", "ZONE", "STATE", "OWNS", "HINTS", "DISK", "DURABILITY", "MAP"];
+    let progress: String = status.nodes.iter().map(progress).collect();
     format!(
-        "cluster {}: layout version {}, map version {}, {} partitions; as {} sees it\n{}",
+        "cluster {}: layout version {}, map version {}, {} partitions; as {} sees it\n{}{progress}",
         status.cluster_id,
         status.layout_version,
         status.map_version,
@@ -91,6 +99,24 @@ fn to_text(status: &proto::StatusResponse) -> String {
         status.answered_by,
         output::table(&head, &rows)
     )
+}
+
+/// How far a node's hints are on their way home, and what has none; nothing if there is nothing to say.
+fn progress(node: &proto::NodeStatus) -> String {
+    let mut text = String::new();
+    if node.hints > 0 {
+        let (wait, home) = (node.hints, node.hints_delivered);
+        let percent = home.saturating_mul(100) / (home + wait);
+        text = format!("hints for {}: {home} of {} are home ({percent}%)", node.name, home + wait);
+        if let Some(seconds) = wait.checked_div(node.hints_per_second) {
+            let _ = write!(text, ", {} a second, about {seconds} s to go", node.hints_per_second);
+        }
+        text.push('\n');
+    }
+    if node.hints_refused > 0 {
+        text.push_str(&refused_line(&node.name, node.hints_refused, &node.hints_refusal));
+    }
+    text
 }
 
 /// A number of bytes with a binary unit.
@@ -149,6 +175,26 @@ mod tests {
         }
         let text = to_text(&status);
         assert!(text.contains("25.0%") && text.contains("1.5 KiB"), "{text}");
+    }
+
+    #[test]
+    fn the_way_home_is_told() {
+        let node = |hints, hints_delivered, hints_per_second| proto::NodeStatus {
+            name: "n3".into(),
+            hints,
+            hints_delivered,
+            hints_per_second,
+            ..proto::NodeStatus::default()
+        };
+        assert_eq!(progress(&node(0, 7, 0)), "");
+        assert_eq!(progress(&node(30, 0, 0)), "hints for n3: 0 of 30 are home (0%)\n");
+        assert_eq!(
+            progress(&node(3_000, 1_000, 500)),
+            "hints for n3: 1000 of 4000 are home (25%), 500 a second, about 6 s to go\n"
+        );
+        let refused = proto::NodeStatus { hints_refused: 9, hints_refusal: "full".into(), ..node(0, 0, 0) };
+        let line = "hints for n3: 9 writes have none: full; anti-entropy has to bring them\n";
+        assert_eq!(progress(&refused), line);
     }
 
     #[test]

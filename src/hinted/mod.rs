@@ -6,12 +6,13 @@
 //! sent, oldest first, and merged there like any repair; one that is acknowledged is forgotten ([`delivery`]).
 //!
 //! Caveats:
-//! - A hint is a help, not a promise: past the limits (a window of time, bytes for each target, bytes for all)
-//!   no more are kept, and a hint lost with its disk is lost. That replicas become equal in the end is for
+//! - A hint is a help, not a promise: past the limits (a window of time, bytes for each target, bytes for all, a
+//!   share of the disk) no more are kept, and a hint lost with its disk is lost. That replicas become equal in the end is for
 //!   anti-entropy.
 //! - Each write makes a hint of its own, also of one key again and again. Order is of no matter, since
 //!   records only merge; so a delivery that is interrupted begins anew where it was, and repeats harm nobody.
 //! - A hint older than the window is neither sent nor taken: it could bring back what was purged meanwhile.
 
 pub mod delivery;
+pub mod progress;
 pub mod queue;

@@ -20,10 +20,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::progress::Rate;
 use crate::storage::schema;
 use crate::storage::{Batch, Storage, StorageError};
 use crate::types::ids::NodeId;
-use crate::types::time::WallMs;
+use crate::types::time::{Mono, WallMs};
 
 /// How much is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +35,8 @@ pub struct Limits {
     pub target_bytes: u64,
     /// Bytes for all.
     pub total_bytes: u64,
+    /// Bytes for all, as a share of the disk in percent.
+    pub disk_percent: u64,
 }
 
 /// What is kept for one target.
@@ -45,6 +48,21 @@ pub struct Account {
     pub bytes: u64,
     /// When the first was kept since the target was last up to date.
     pub since: Option<WallMs>,
+    /// Those that came home since then, in this life of the node, and how fast they do.
+    pub delivered: u64,
+    /// Likewise.
+    pub rate: Rate,
+}
+
+/// What was not kept for one target, in this life of the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Missed {
+    /// Writes.
+    pub hints: u64,
+    /// Why the last was not kept.
+    pub why: NoHint,
+    /// Whether it has been told since the target was last up to date.
+    is_told: bool,
 }
 
 /// Why no hint is kept; anti-entropy has to do it.
@@ -59,6 +77,9 @@ pub enum NoHint {
     /// There are too many.
     #[error("all hints together have as many bytes as hints.total_bytes allows")]
     TotalBytes,
+    /// They are too large a part of the disk.
+    #[error("all hints together have as large a share of the disk as hints.disk_percent allows")]
+    DiskShare,
 }
 
 /// A hint that is counted and not yet written.
@@ -115,6 +136,9 @@ struct Body<'a> {
 pub struct Book {
     limits: Limits,
     accounts: BTreeMap<NodeId, Account>,
+    missed: BTreeMap<NodeId, Missed>,
+    /// Bytes of the disk; none if it has no size.
+    disk: Option<u64>,
     last: u64,
 }
 
@@ -134,7 +158,8 @@ fn kept_at(seq: u64) -> WallMs {
 impl Book {
     /// The book of what is stored; reads all hints once.
     pub fn load(storage: &dyn Storage, limits: Limits) -> Result<Book, StorageError> {
-        let mut book = Book { limits, accounts: BTreeMap::new(), last: 0 };
+        let (accounts, missed, disk) = (BTreeMap::new(), BTreeMap::new(), storage.disk_size());
+        let mut book = Book { limits, accounts, missed, disk, last: 0 };
         let (from, to) = schema::hint_range(None);
         storage.scan(Bound::Included(&from), Bound::Excluded(&to), false, &mut |key, value| {
             if let Some((target, seq)) = schema::split_hint_key(key) {
@@ -152,6 +177,16 @@ impl Book {
     /// What is kept for each target.
     pub fn accounts(&self) -> &BTreeMap<NodeId, Account> {
         &self.accounts
+    }
+
+    /// What was not kept for each target.
+    pub fn missed(&self) -> &BTreeMap<NodeId, Missed> {
+        &self.missed
+    }
+
+    /// Bytes of all hints.
+    pub fn bytes(&self) -> u64 {
+        self.accounts.values().map(|account| account.bytes).sum()
     }
 
     /// The greatest number used.
@@ -180,7 +215,8 @@ impl Book {
         let body = postcard::to_extend(&body, Vec::new()).expect("a Vec takes any hint");
         let value = schema::seal(&key, &body);
         let bytes = length(key.len() + value.len());
-        let total: u64 = self.accounts.values().map(|account| account.bytes).sum();
+        let total = self.bytes().saturating_add(bytes);
+        let of_disk = self.disk.map_or(u64::MAX, |disk| disk / 100 * self.limits.disk_percent);
         let account = self.accounts.entry(target).or_default();
         let away_ms = account.since.map_or(0, |since| now.0.saturating_sub(since.0));
         // A fallback's hint is the write itself: only bytes limit it.
@@ -190,8 +226,11 @@ impl Book {
         if account.bytes.saturating_add(bytes) > self.limits.target_bytes {
             return Err(NoHint::TargetBytes);
         }
-        if total.saturating_add(bytes) > self.limits.total_bytes {
+        if total > self.limits.total_bytes {
             return Err(NoHint::TotalBytes);
+        }
+        if total > of_disk {
+            return Err(NoHint::DiskShare);
         }
         account.hints += 1;
         account.bytes += bytes;
@@ -213,10 +252,31 @@ impl Book {
         }
     }
 
+    /// Notes that a write has no hint. Whether it is to be told: once for each reason since the target was last up to
+    /// date.
+    pub fn missed_one(&mut self, target: NodeId, why: NoHint) -> bool {
+        let missed = self.missed.entry(target).or_insert(Missed { hints: 0, why, is_told: false });
+        missed.hints += 1;
+        let is_news = !missed.is_told || missed.why != why;
+        (missed.why, missed.is_told) = (why, true);
+        is_news
+    }
+
+    /// Notes that a hint came home; it is struck out once it is deleted.
+    pub fn delivered(&mut self, at: Mono, target: NodeId) {
+        if let Some(account) = self.accounts.get_mut(&target) {
+            account.delivered += 1;
+            account.rate.count(at);
+        }
+    }
+
     /// The target is reachable, and has all its hints: the window begins anew with the next.
     pub fn is_home(&mut self, target: NodeId) {
         if self.accounts.get(&target).is_some_and(|account| account.hints == 0) {
             self.accounts.remove(&target);
+            if let Some(missed) = self.missed.get_mut(&target) {
+                missed.is_told = false;
+            }
         }
     }
 
@@ -313,7 +373,8 @@ mod tests {
     const NOW: WallMs = WallMs(1_700_000_000_000);
 
     fn limits() -> Limits {
-        Limits { window: Duration::from_secs(60), target_bytes: 1_000, total_bytes: 1_500 }
+        let window = Duration::from_secs(60);
+        Limits { window, target_bytes: 1_000, total_bytes: 1_500, disk_percent: 10 }
     }
 
     fn later(seconds: u64) -> WallMs {
@@ -393,6 +454,44 @@ mod tests {
         assert!(book.add(later(61), B, b"dkey", b"record", false).is_ok(), "it was here");
         let mut off = Book::load(&storage, Limits { window: Duration::ZERO, ..limits() }).expect("readable");
         assert_eq!(off.add(NOW, B, b"dkey", b"record", false), Err(NoHint::Window), "switched off");
+    }
+
+    #[test]
+    fn f26_all_hints_together_keep_to_their_share_of_the_disk() {
+        let storage = MemoryStorage::default();
+        let mut book = Book::load(&storage, limits()).expect("readable");
+        book.disk = Some(5_000);
+        while book.bytes() < 500 {
+            let target = if book.bytes() < 250 { A } else { B };
+            match add(&mut book, &storage, NOW, target) {
+                Ok(_) => assert!(book.bytes() <= 500, "a tenth"),
+                Err(why) => {
+                    assert_eq!(why, NoHint::DiskShare);
+                    break;
+                }
+            }
+        }
+        assert!(book.bytes() > 400 && book.accounts().len() == 2);
+        book.disk = None;
+        assert!(add(&mut book, &storage, NOW, A).is_ok(), "a disk without a size has no shares");
+    }
+
+    /// What was not kept is told once for each reason while a node is away, and counted for good.
+    #[test]
+    fn f26_what_has_no_hint_is_counted_and_told_once() {
+        let storage = MemoryStorage::default();
+        let mut book = Book::load(&storage, limits()).expect("readable");
+        let told = [NoHint::TargetBytes, NoHint::TargetBytes, NoHint::TotalBytes, NoHint::TotalBytes];
+        assert_eq!(told.map(|why| book.missed_one(A, why)), [true, false, true, false]);
+        let one = add(&mut book, &storage, NOW, A).expect("kept").bytes;
+        book.is_home(A);
+        assert!(!book.missed_one(A, NoHint::TotalBytes), "a hint is left");
+        book.delivered(Mono(5), A);
+        assert_eq!((book.accounts()[&A].delivered, book.accounts()[&A].hints), (1, 1));
+        book.strike(A, 1, one);
+        book.is_home(A);
+        assert!(book.missed_one(A, NoHint::TotalBytes), "it was home since");
+        assert_eq!((book.missed()[&A].hints, book.missed()[&A].why), (6, NoHint::TotalBytes));
     }
 
     /// A fallback finds what it keeps for a key, and for no other, until it is home.

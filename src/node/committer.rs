@@ -10,7 +10,8 @@
 //! 2. After a failed sync nothing is acknowledged any more: what the disk holds is in doubt. The writes of that
 //!    group may have been applied, and no reader is told of them.
 //! 3. The queue is bounded; past it a job is refused at once.
-//! 4. A record is written only if its keyspace has not been dropped by the map as it is then: a job that is taken
+//! 4. The count of remembered request ids is that of the storage, from the first job on.
+//! 5. A record is written only if its keyspace has not been dropped by the map as it is then: a job that is taken
 //!    from the queue after a map was learnt is held against that map.
 
 use std::collections::BTreeSet;
@@ -25,7 +26,7 @@ use super::env::{Clock, CommitMode};
 use crate::canary::{self, Canary};
 use crate::replica::apply::{self, Applied, Outcome};
 use crate::replica::mint::{self, Mint, MintError, Minted, Minter};
-use crate::replica::requests::Entry;
+use crate::replica::requests::{self, Entry};
 use crate::replica::stored::LoadError;
 use crate::ring::layout::ClusterMap;
 use crate::storage::{Batch, Storage, StorageError, schema};
@@ -228,7 +229,18 @@ struct Group {
 }
 
 impl Shared {
+    /// Invariant 4: counted once, then kept by each batch.
+    fn count_requests(&self) {
+        match requests::count(&*self.storage) {
+            Ok(count) => {
+                self.metrics.requests_remembered.set(count);
+            }
+            Err(error) => tracing::error!(%error, "remembered requests can't be counted"),
+        }
+    }
+
     fn run_thread(&self, mut jobs: mpsc::Receiver<Job>) {
+        self.count_requests();
         let mut group = Vec::new();
         while jobs.blocking_recv_many(&mut group, COMMIT_GROUP) > 0 {
             let began = self.clock.mono();
@@ -240,6 +252,7 @@ impl Shared {
     }
 
     async fn run_task(&self, mut jobs: mpsc::Receiver<Job>) {
+        self.count_requests();
         let mut group = Vec::new();
         while jobs.recv_many(&mut group, COMMIT_GROUP).await > 0 {
             let Some(mut written) = self.write_group(&mut group) else { continue };
@@ -269,7 +282,7 @@ impl Shared {
             unsynced.group
         };
         let (mut acknowledge, mut wrote) = (Vec::with_capacity(jobs.len()), false);
-        // Read after the jobs were taken, see invariant 4.
+        // Read after the jobs were taken, see invariant 5.
         let map = self.map.borrow().clone();
         for job in jobs.drain(..) {
             match dropped_keyspace(&job, &map) {
@@ -355,7 +368,6 @@ impl Shared {
                 _ => Batch::new(),
             };
             entry.remember(self.clock.wall(), &mut batch);
-            self.metrics.requests_remembered.inc();
             outcome = Outcome::Changed(batch);
         }
         if healed {
@@ -369,9 +381,6 @@ impl Shared {
     }
 
     fn count_mint(&self, minted: &Minted) {
-        if minted.entry.is_some() {
-            self.metrics.requests_remembered.inc();
-        }
         if minted.versions > SIBLINGS_WARN {
             self.metrics.many_siblings.inc();
         }
@@ -384,13 +393,20 @@ impl Shared {
             unsynced.keys.extend(batch.writes.iter().map(|write| fingerprint(write.key())));
         }
         *wrote = true;
-        self.storage.write(batch).map_err(|error| match error {
+        // What can't be read will fail by itself; it is not for the count to say so.
+        let growth = requests::growth(&*self.storage, batch).unwrap_or(0);
+        let written = self.storage.write(batch).map_err(|error| match error {
             StorageError::Full => Cause::Storage(error.to_string()),
             error => {
                 self.failed.store(true, Ordering::Release);
                 Cause::InDoubt(error.to_string())
             }
-        })
+        });
+        if written.is_ok() && growth != 0 {
+            let remembered = &self.metrics.requests_remembered;
+            remembered.set(remembered.get().saturating_add_signed(growth));
+        }
+        written
     }
 }
 

@@ -143,6 +143,8 @@ pub struct HintsConfig {
     pub target_bytes: u64,
     /// Bytes for all.
     pub total_bytes: u64,
+    /// Bytes for all, as a share of the disk.
+    pub disk_percent: u64,
     /// Bytes a second that are brought home to one node.
     pub rate_bytes: u64,
 }
@@ -153,6 +155,7 @@ impl Default for HintsConfig {
             window_ms: u64::try_from(limits::HINT_WINDOW_DEFAULT.as_millis()).unwrap_or(u64::MAX),
             target_bytes: limits::HINT_TARGET_BYTES_DEFAULT,
             total_bytes: limits::HINT_TOTAL_BYTES_DEFAULT,
+            disk_percent: limits::HINT_DISK_PERCENT_DEFAULT,
             rate_bytes: limits::HINT_RATE_DEFAULT,
         }
     }
@@ -188,7 +191,7 @@ struct Key {
 }
 
 /// Every key there is, in the order in which `config show` prints them.
-const KEYS: [Key; 24] = {
+const KEYS: [Key; 25] = {
     const fn key(
         section: &'static str,
         name: &'static str,
@@ -242,6 +245,9 @@ const KEYS: [Key; 24] = {
         }),
         key("hints", "target_bytes", "bytes of hints for one node", |c| c.hints.target_bytes.to_string()),
         key("hints", "total_bytes", "bytes of all hints", |c| c.hints.total_bytes.to_string()),
+        key("hints", "disk_percent", "bytes of all hints, in percent of the disk that data_dir is on", |c| {
+            c.hints.disk_percent.to_string()
+        }),
         key("hints", "rate_bytes", "bytes of hints a second to one node", |c| c.hints.rate_bytes.to_string()),
         key("storage", "cache_bytes", "memory for cached pages", |c| c.storage.cache_bytes.to_string()),
         key("runtime", "threads", "worker threads of the async runtime", |c| c.runtime.threads.to_string()),

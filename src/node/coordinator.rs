@@ -253,8 +253,11 @@ impl Coordinator {
         if goes_on {
             let is_home = route.homes.contains(&self.driver.me);
             if request.sloppy.unwrap_or(route.keyspace.sloppy) {
-                // A home that is silent must not hold it up: so named, it can be sent to the next.
-                request.request_id = request.request_id.or_else(|| Some(self.turns.new_id()));
+                // A home that is silent must not hold it up: so named, it can be sent to the next. Clients' own ids
+                // come first: as many nodes remember about as much, the count here tells how much room there is.
+                let has_room =
+                    self.driver.metrics.requests_remembered.get() < limits::REQUESTS_REMEMBERED / 2;
+                request.request_id = request.request_id.or_else(|| has_room.then(|| self.turns.new_id()));
             }
             match self.forward_write(request.clone(), &route, w, may_forward).await {
                 // If no answer came, what was carried out there is found here, or is this write's twin.

@@ -3,7 +3,7 @@
 //! A hint is written by the commit thread like everything else, and counted before. Each peer has a task that
 //! feeds its delivery machine: with what the link says, with pages of the log, with the peer's answers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,14 +16,14 @@ use super::env::Clock;
 use super::links::{Contact, Links};
 use crate::canary::{self, Canary};
 use crate::hinted::delivery::{Answer, Delivery, Effect, Event, Loaded, Pace};
-use crate::hinted::queue::{self, Account, Book, Hint, Limits};
+use crate::hinted::queue::{self, Account, Book, Hint, Limits, Missed, NoHint};
 use crate::machine::Machine;
 use crate::replica::requests::Entry;
 use crate::replica::stored::LoadError;
 use crate::ring::layout::ClusterMap;
 use crate::rpc::proto::{self, answer, operation, refusal::Reason};
 use crate::storage::{Batch, Storage, StorageError, schema};
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{Metrics, NotKept};
 use crate::types::error::Cause;
 use crate::types::ids::NodeId;
 use crate::types::limits::{
@@ -40,6 +40,10 @@ pub struct Kept {
     pub target: NodeId,
     /// How much, and since when.
     pub account: Account,
+    /// How many come home in a second.
+    pub per_second: u64,
+    /// What was not kept.
+    pub missed: Option<Missed>,
     /// Number of the oldest hint.
     pub oldest: u64,
     /// The greatest number that this node has given to a hint.
@@ -70,6 +74,7 @@ impl Hints {
             window: Duration::from_millis(config.window_ms),
             target_bytes: config.target_bytes,
             total_bytes: config.total_bytes,
+            disk_percent: config.disk_percent,
         };
         let (rate, window) = (config.rate_bytes, HINT_WINDOW_BYTES);
         let pace = Pace { rate, window, delay: HINT_DELAY, pause: HINT_PAUSE };
@@ -131,17 +136,16 @@ impl Hints {
             return done(Err(Cause::UnknownKeyspace("dropped".into())));
         }
         let now = self.clock.wall();
-        let mut new = match self.book().add(now, target, storage_key, record, stands_in.is_some()) {
+        let counted = self.book().add(now, target, storage_key, record, stands_in.is_some());
+        let mut new = match counted {
             Ok(new) => new,
             Err(why) => {
-                self.metrics.hints_refused.inc();
-                tracing::debug!(%target, %why, "a hint is not kept");
+                self.missed(target, why);
                 return done(Err(Cause::Overloaded(RETRY_DELAY)));
             }
         };
         if let Some(entry) = stands_in.flatten() {
             entry.remember(now, &mut new.batch);
-            self.metrics.requests_remembered.inc();
         }
         let (hints, bytes) = (self.clone(), new.bytes);
         let written = Box::new(move |written: Result<(), Cause>| {
@@ -151,7 +155,7 @@ impl Hints {
                     hints.show(&hints.book());
                 }
                 Err(cause) => {
-                    hints.metrics.hints_refused.inc();
+                    hints.metrics.hint_refused(NotKept::WriteFailed);
                     hints.book().strike(target, 1, bytes);
                     tracing::debug!(%target, ?cause, "a hint could not be written");
                 }
@@ -159,6 +163,21 @@ impl Hints {
             done(written);
         });
         self.committer.submit(Job::Write(new.batch, written));
+    }
+
+    /// Counts a write that has no hint, and tells it once.
+    fn missed(&self, target: NodeId, why: NoHint) {
+        self.metrics.hint_refused(match why {
+            NoHint::Window => NotKept::Window,
+            NoHint::TargetBytes => NotKept::TargetBytes,
+            NoHint::TotalBytes => NotKept::TotalBytes,
+            NoHint::DiskShare => NotKept::DiskShare,
+        });
+        let mut book = self.book();
+        // One who has switched hints off knows.
+        if book.missed_one(target, why) && !book.limits().window.is_zero() {
+            tracing::warn!(%target, %why, "hints are not kept any more: the rest is for anti-entropy");
+        }
     }
 
     /// What is kept here for a key as a fallback, merged; none if nothing is.
@@ -181,17 +200,25 @@ impl Hints {
         self.book().is_too_old(self.clock.wall(), at)
     }
 
-    /// What is kept, for each target with any.
+    /// What is kept, or was not, for each target.
     pub fn kept(&self) -> Result<Vec<Kept>, StorageError> {
-        let (accounts, last) = {
+        let (accounts, missed, last) = {
             let book = self.book();
-            (book.accounts().clone(), book.last())
+            (book.accounts().clone(), book.missed().clone(), book.last())
         };
+        let now = self.clock.mono();
+        let waiting = accounts.iter().filter(|(_, account)| account.hints > 0).map(|(target, _)| *target);
+        let targets: BTreeSet<NodeId> = waiting.chain(missed.keys().copied()).collect();
         let mut kept = Vec::new();
-        for (target, account) in accounts.into_iter().filter(|(_, account)| account.hints > 0) {
-            // Counted, and not written yet: then it has a number still to come, at most the last.
-            let oldest = queue::oldest(self.committer.storage(), target)?.unwrap_or(last);
-            kept.push(Kept { target, account, oldest, last });
+        for target in targets {
+            let account = accounts.get(&target).copied().unwrap_or_default();
+            let (per_second, missed) = (account.rate.per_second(now), missed.get(&target).copied());
+            let oldest = match account.hints {
+                0 => last + 1,
+                // Counted, and not written yet: then it has a number still to come, at most the last.
+                _ => queue::oldest(self.committer.storage(), target)?.unwrap_or(last),
+            };
+            kept.push(Kept { target, account, per_second, missed, oldest, last });
         }
         Ok(kept)
     }
@@ -316,8 +343,14 @@ impl Runner {
         {
             self.loaded.remove(&seq);
         }
+        let now = self.hints.clock.mono();
+        if let Event::Answered(seq, Answer::Stored) = event
+            && self.loaded.contains_key(&seq)
+        {
+            self.hints.book().delivered(now, self.target);
+        }
         let mut effects = Vec::new();
-        self.machine.step(self.hints.clock.mono(), event, &mut effects);
+        self.machine.step(now, event, &mut effects);
         for effect in effects {
             match effect {
                 Effect::Load(after) => self.load(after),

@@ -579,6 +579,10 @@ pub fn kept_to_wire(kept: Vec<Kept>) -> proto::KeptHints {
         since_ms: kept.account.since.map_or(0, |since| since.0),
         oldest: kept.oldest,
         last: kept.last,
+        delivered: kept.account.delivered,
+        per_second: kept.per_second,
+        refused: kept.missed.map_or(0, |missed| missed.hints),
+        refusal: kept.missed.map(|missed| missed.why.to_string()).unwrap_or_default(),
     };
     proto::KeptHints { targets: kept.into_iter().map(one).collect() }
 }

@@ -242,7 +242,7 @@ const FORGET_AT_ONCE: usize = 500;
 const FORGET_EVERY: Duration = Duration::from_secs(30);
 
 /// Forgets requests whose time is over, for as long as the node runs.
-pub async fn forget_requests(committer: Committer, clock: Arc<dyn Clock>, remembered: impl Fn(u64) + Send) {
+pub async fn forget_requests(committer: Committer, clock: Arc<dyn Clock>) {
     let mut ticks = tokio::time::interval(FORGET_EVERY);
     loop {
         ticks.tick().await;
@@ -259,10 +259,6 @@ pub async fn forget_requests(committer: Committer, clock: Arc<dyn Clock>, rememb
                 tracing::debug!(?cause, "remembered requests are not forgotten yet");
                 break;
             }
-        }
-        match requests::count(committer.storage()) {
-            Ok(count) => remembered(count),
-            Err(error) => tracing::error!(%error, "remembered requests can't be counted"),
         }
     }
 }

@@ -275,11 +275,7 @@ impl Node {
         }
         node.tasks.push(tokio::spawn(maps.clone().follow(links, gossip)));
         node.tasks.push(tokio::spawn(sweeper::run(node.service.coordinator.clone(), maps.watch())));
-        let remembered = metrics.requests_remembered.clone();
-        let forget = forget_requests(committer.clone(), clock.clone(), move |count| {
-            remembered.set(count);
-        });
-        node.tasks.push(tokio::spawn(forget));
+        node.tasks.push(tokio::spawn(forget_requests(committer.clone(), clock.clone())));
         node.tasks.push(tokio::spawn(report(node.service.clone(), clock, metrics)));
         if config.node.durability == Durability::Interval {
             node.tasks.push(tokio::spawn(committer::sync_at_intervals(committer)));

@@ -134,6 +134,10 @@ impl NodeService {
             disk_bytes: 0,
             durability: String::new(),
             map_version: 0,
+            hints_delivered: 0,
+            hints_per_second: 0,
+            hints_refused: 0,
+            hints_refusal: String::new(),
         };
         if member.id == self.coordinator.driver.me {
             view.client_address.clone_from(&self.client_address);
@@ -190,6 +194,10 @@ impl NodeService {
             since_ms: kept.since_ms,
             oldest: kept.oldest,
             last: kept.last,
+            delivered: kept.delivered,
+            per_second: kept.per_second,
+            refused: kept.refused,
+            refusal: kept.refusal.clone(),
         })
     }
 
@@ -250,8 +258,17 @@ impl ClusterHandler for NodeService {
             let hints = self.hints().await;
             let map = self.maps.current();
             let view = |member: &Member| {
-                let waiting = hints.logs.iter().filter(|log| log.target == member.id).map(|log| log.hints);
-                NodeView { hints: waiting.sum(), ..self.node_view(&map, member) }
+                let mut view = self.node_view(&map, member);
+                for log in hints.logs.iter().filter(|log| log.target == member.id) {
+                    view.hints += log.hints;
+                    view.hints_delivered += log.delivered;
+                    view.hints_per_second += log.per_second;
+                    view.hints_refused += log.refused;
+                    if !log.refusal.is_empty() {
+                        view.hints_refusal.clone_from(&log.refusal);
+                    }
+                }
+                view
             };
             StatusView {
                 cluster_id: map.cluster.to_string(),

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::stored::{self, LoadError};
 use crate::storage::schema;
-use crate::storage::{Batch, Storage, StorageError};
+use crate::storage::{Batch, Storage, StorageError, Write};
 use crate::types::ids::RequestId;
 use crate::types::limits::REQUEST_MEMORY;
 use crate::types::time::WallMs;
@@ -127,7 +127,7 @@ fn told_by(record: &Record, id: RequestId) -> Option<Outcome> {
     is_replaced.then(|| Outcome { print: None, stamp: record.stamp(), dot: None })
 }
 
-/// How many are remembered.
+/// How many are remembered; reads all of them.
 pub fn count(storage: &dyn Storage) -> Result<u64, StorageError> {
     let (from, to) = ([schema::REQUEST_TAG], [schema::REQUEST_TAG + 1]);
     let mut count = 0;
@@ -136,6 +136,20 @@ pub fn count(storage: &dyn Storage) -> Result<u64, StorageError> {
         true
     })?;
     Ok(count)
+}
+
+/// How many more a batch makes that is about to be written: it is taken or forgotten by key, and an id that is
+/// remembered again in its minute counts once.
+pub fn growth(storage: &dyn Storage, batch: &Batch) -> Result<i64, StorageError> {
+    let mut growth = 0;
+    for write in batch.writes.iter().filter(|write| write.key().first() == Some(&schema::REQUEST_TAG)) {
+        let is_there = storage.get(write.key())?.is_some();
+        growth += match write {
+            Write::Put(..) => i64::from(!is_there),
+            Write::Delete(_) => -i64::from(is_there),
+        };
+    }
+    Ok(growth)
 }
 
 /// Forgets those whose time is over, at most `most` of them; the batch is empty when there are none.
@@ -191,6 +205,30 @@ mod tests {
         let batch = forget(&storage, later(720), 10).expect("readable");
         storage.write(&batch).expect("written");
         assert_eq!(count(&storage), Ok(0));
+    }
+
+    #[test]
+    fn the_count_follows_what_is_written() {
+        let storage = MemoryStorage::default();
+        let count_of = |batch: Batch| {
+            let growth = growth(&storage, &batch).expect("readable");
+            storage.write(&batch).expect("written");
+            (growth, count(&storage).expect("readable"))
+        };
+        let remembered = |at| {
+            let mut batch = Batch::new();
+            batch.put(&b"dkey"[..], &b"v"[..]);
+            entry().remember(at, &mut batch);
+            batch
+        };
+        assert_eq!(count_of(remembered(NOW)), (1, 1));
+        assert_eq!(count_of(remembered(NOW)), (0, 1), "again in that minute");
+        assert_eq!(count_of(remembered(later(60))), (1, 2));
+        let mut forgotten = Batch::new();
+        let key = schema::request_key(minute(NOW), ID);
+        forgotten.delete(key.clone());
+        assert_eq!(count_of(forgotten.clone()), (-1, 1));
+        assert_eq!(count_of(forgotten), (0, 1));
     }
 
     #[test]

@@ -54,6 +54,10 @@ impl<H: ClusterHandler> Cluster for ClusterService<H> {
             disk_bytes: node.disk_bytes,
             durability: node.durability,
             map_version: node.map_version,
+            hints_delivered: node.hints_delivered,
+            hints_per_second: node.hints_per_second,
+            hints_refused: node.hints_refused,
+            hints_refusal: node.hints_refusal,
         };
         Ok(Response::new(proto::StatusResponse {
             cluster_id: view.cluster_id,
@@ -85,6 +89,10 @@ impl<H: ClusterHandler> Cluster for ClusterService<H> {
             since_ms: log.since_ms,
             oldest: log.oldest,
             last: log.last,
+            delivered: log.delivered,
+            per_second: log.per_second,
+            refused: log.refused,
+            refusal: log.refusal,
         };
         Ok(Response::new(proto::HintsResponse {
             logs: view.logs.into_iter().map(log).collect(),

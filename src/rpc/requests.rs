@@ -188,6 +188,10 @@ pub struct NodeView {
     pub disk_bytes: u64,
     pub durability: String,
     pub map_version: u64,
+    pub hints_delivered: u64,
+    pub hints_per_second: u64,
+    pub hints_refused: u64,
+    pub hints_refusal: String,
 }
 
 /// The cluster as `status` shows it.
@@ -216,6 +220,10 @@ pub struct HintLogView {
     pub since_ms: u64,
     pub oldest: u64,
     pub last: u64,
+    pub delivered: u64,
+    pub per_second: u64,
+    pub refused: u64,
+    pub refusal: String,
 }
 
 /// All hints that wait, and the nodes that did not say what they keep.

@@ -108,6 +108,11 @@ pub trait Storage: Send + Sync {
     /// Bytes on disk (or in memory).
     fn disk_bytes(&self) -> u64;
 
+    /// Bytes of the disk that it is on, used ones included; none if it has no such size.
+    fn disk_size(&self) -> Option<u64> {
+        None
+    }
+
     /// How long a simulated device takes over the sync that is due: the simulator's commit task waits so long
     /// before it. A real one takes its time in `sync`.
     fn sync_takes(&self) -> Duration {

@@ -379,6 +379,11 @@ impl Storage for SledStorage {
         Ok(())
     }
 
+    fn disk_size(&self) -> Option<u64> {
+        let stat = rustix::fs::fstatvfs(&self.dir).ok()?;
+        Some(stat.f_blocks.saturating_mul(stat.f_frsize))
+    }
+
     fn disk_bytes(&self) -> u64 {
         self.log.metadata().map_or(0, |metadata| metadata.len()) + self.large.bytes()
     }

@@ -47,6 +47,24 @@ pub struct VerbLabels {
     pub verb: Verb,
 }
 
+/// Why a write has no hint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[allow(missing_docs)]
+pub enum NotKept {
+    Window,
+    TargetBytes,
+    TotalBytes,
+    DiskShare,
+    WriteFailed,
+}
+
+/// Labels of hints that were not kept.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[allow(missing_docs)]
+pub struct NotKeptLabels {
+    pub reason: NotKept,
+}
+
 /// A node's metrics.
 #[derive(Debug)]
 pub struct Metrics {
@@ -87,8 +105,8 @@ pub struct Metrics {
     pub clock_error: Gauge<i64>,
     /// Hints written for replicas that did not take a write.
     pub hints_stored: Counter,
-    /// Hints not kept: a limit, or the disk.
-    pub hints_refused: Counter,
+    /// Hints not kept, by reason: a limit, or the disk.
+    pub hints_refused: Family<NotKeptLabels, Counter>,
     /// Hints that their targets have taken.
     pub hints_delivered: Counter,
     /// Hints that were too old to be sent or taken.
@@ -177,7 +195,7 @@ impl Default for Metrics {
                 Gauge::default()
             ),
             hints_stored: register!("hints_stored", "Hints written", Counter::default()),
-            hints_refused: register!("hints_refused", "Hints that were not kept", Counter::default()),
+            hints_refused: register!("hints_refused", "Hints that were not kept", Family::default()),
             hints_delivered: register!("hints_delivered", "Hints brought home", Counter::default()),
             hints_expired: register!("hints_expired", "Hints that were too old", Counter::default()),
             hints_damaged: register!("hints_damaged", "Hints found damaged", Counter::default()),
@@ -218,6 +236,11 @@ impl Metrics {
         // Writing to a String can't fail.
         let _ = text::encode(&mut out, &self.registry);
         out
+    }
+
+    /// Counts a write without a hint.
+    pub fn hint_refused(&self, reason: NotKept) {
+        self.hints_refused.get_or_create(&NotKeptLabels { reason }).inc();
     }
 
     /// Counts a finished request that took `micros`.

@@ -147,7 +147,9 @@ pub const HINT_WINDOW_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
 pub const HINT_TARGET_BYTES_DEFAULT: u64 = 256 << 20;
 /// Bytes of all hints. They are read once at each start: a second or two.
 pub const HINT_TOTAL_BYTES_DEFAULT: u64 = 1 << 30;
-/// The most that either can be configured to.
+/// Bytes of all hints, in percent of the disk: what is kept for others must not crowd out the node's own data.
+pub const HINT_DISK_PERCENT_DEFAULT: u64 = 10;
+/// The most that the bytes for one and for all can be configured to.
 pub const HINT_BYTES_MAX: u64 = 1 << 40;
 /// Bytes of hints sent to one node in a second.
 pub const HINT_RATE_DEFAULT: u64 = 16 << 20;

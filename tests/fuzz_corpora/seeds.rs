@@ -299,7 +299,12 @@ fn entry() -> Entry {
 
 /// The bodies of stored hints.
 fn hints() -> Seeds {
-    let limits = Limits { window: Duration::from_secs(60), target_bytes: 1 << 20, total_bytes: 1 << 20 };
+    let limits = Limits {
+        window: Duration::from_secs(60),
+        target_bytes: 1 << 20,
+        total_bytes: 1 << 20,
+        disk_percent: 10,
+    };
     let mut book = Book::load(&MemoryStorage::new(), limits).expect("memory can be read");
     let key = Key::new(&b"key"[..], &b"sort"[..]).expect("a key");
     let storage_key = record_key(PartitionId(3), KeyspaceId(1), &key);

@@ -53,6 +53,7 @@ pub(super) fn read(values: &mut Values, file: &Path) -> Option<Config> {
             .number("hints.target_bytes", bytes.clone(), "bytes")
             .unwrap_or(usual.target_bytes),
         total_bytes: values.number("hints.total_bytes", bytes, "bytes").unwrap_or(usual.total_bytes),
+        disk_percent: values.number("hints.disk_percent", 1..=100, "percent").unwrap_or(usual.disk_percent),
         rate_bytes: values
             .number("hints.rate_bytes", 1_024..=limits::HINT_RATE_MAX, "bytes")
             .unwrap_or(usual.rate_bytes),

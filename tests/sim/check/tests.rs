@@ -371,7 +371,8 @@ fn g7_finds_hints_that_are_forgotten() {
     };
     let storage_key =
         schema::record_key(PartitionId(0), KeyspaceId(1), &Key::new(&b"k"[..], &b""[..]).expect("valid"));
-    let limits = Limits { window: Duration::from_secs(9), target_bytes: 1_000, total_bytes: 1_000 };
+    let limits =
+        Limits { window: Duration::from_secs(9), target_bytes: 1_000, total_bytes: 1_000, disk_percent: 10 };
     // What the target holds, and whether the keeper crashes, when the hint is gone.
     let wrong = |held: Option<u64>, crashes: bool| {
         let (log, disk, mut watch) = (MemoryStorage::new(), MemoryStorage::new(), HintWatch::default());
