@@ -9,6 +9,9 @@ use super::{
     AppliedOnce, Availability, Causal, Checker, Compose, Convergence, Counter, Draft, Monotonic,
     NeverFromNowhere, RegisterAtomic, RegisterRegular, SetFull, Stale, Stamps, Valid,
 };
+
+mod modes;
+
 use crate::edn::Edn;
 use crate::history::{History, Kind};
 
@@ -43,7 +46,10 @@ impl Canary {
 
 /// All of them.
 pub fn canaries() -> Vec<Canary> {
-    [registers(), clients(), collections(), causes(), measures()].into_iter().flatten().collect()
+    [registers(), clients(), collections(), causes(), measures(), modes::all()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 fn stamp(stamp: i64) -> [(&'static str, Edn); 1] {
@@ -252,14 +258,19 @@ mod tests {
         let all = [
             "applied-once",
             "availability",
+            "batches",
             "causal",
             "composed",
             "convergence",
             "counter",
+            "durable",
+            "expiry",
+            "lives",
             "monotonic",
             "never-from-nowhere",
             "register-atomic",
             "register-regular",
+            "sessions",
             "set-full",
             "stale",
             "stamps",

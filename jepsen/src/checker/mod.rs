@@ -9,6 +9,10 @@
 //! | `lww`, `r + w > n`, `2 r <= n` | `RegisterRegular`, `Stale` |
 //! | `lww`, `r + w <= n`, or sloppy, or blind with skewed clocks | `Stale` |
 //! | `siblings` with contexts | `Causal` |
+//! | in sessions, whatever `r` and `w` | `Sessions`, `Durable` |
+//! | in batches | `Batches`, besides those of the items' own mode |
+//! | values that expire | `Expiry`, `Stamps` |
+//! | a keyspace that is dropped and made anew | `Lives` |
 //! | set and counter by sibling merge | `SetFull`, `Counter` |
 //! | all | `NeverFromNowhere` (not for counters), `Convergence`, `Availability` |
 //!
@@ -17,7 +21,8 @@
 //! - A write whose outcome is unknown takes effect at any time after its beginning, or never.
 //! - The order of events in real time is that of their indices; durations are told by their times.
 //! - A read of a single replica (`:replica`) promises nothing: models leave it out. Only `Convergence`,
-//!   `NeverFromNowhere`, `SetFull` and `Counter` (for which it comes after the end) look at it.
+//!   `NeverFromNowhere`, and those for which it comes after the end (`SetFull`, `Counter`, `Durable`, `Expiry`, `Lives`)
+//!   look at it.
 //! - `Yes` is never said of what was not looked at: nothing to judge, or a time limit, gives `Unknown`.
 //!
 //! Each is tested three ways: it rejects its canary (`canary`), it agrees with a checker that tries everything
@@ -27,19 +32,24 @@ use crate::edn::Edn;
 use crate::history::History;
 
 mod availability;
+mod batches;
 pub mod canary;
 mod causal;
 mod compose;
 mod convergence;
 mod counter;
 mod draft;
+mod durable;
+mod expiry;
 mod findings;
+mod lives;
 mod monotonic;
 mod nowhere;
 mod once;
 mod register;
 mod register_atomic;
 mod register_regular;
+mod sessions;
 mod set_full;
 mod stale;
 mod stamps;
@@ -53,16 +63,21 @@ mod brute;
 mod speed;
 
 pub use availability::Availability;
+pub use batches::Batches;
 pub use causal::Causal;
 pub use compose::Compose;
 pub use convergence::Convergence;
 pub use counter::Counter;
 pub use draft::Draft;
+pub use durable::Durable;
+pub use expiry::Expiry;
+pub use lives::Lives;
 pub use monotonic::Monotonic;
 pub use nowhere::NeverFromNowhere;
 pub use once::AppliedOnce;
 pub use register_atomic::RegisterAtomic;
 pub use register_regular::RegisterRegular;
+pub use sessions::Sessions;
 pub use set_full::SetFull;
 pub use stale::Stale;
 pub use stamps::Stamps;

@@ -14,11 +14,13 @@ use crate::proto;
 /// Appends and reads.
 pub struct Append;
 
-fn edn(values: &[u64]) -> Edn {
+/// A list for the history.
+pub fn edn(values: &[u64]) -> Edn {
     Edn::Vector(values.iter().copied().map(Edn::from).collect())
 }
 
-fn note_read(worker: &mut Worker, key: u64, answer: &Answer<Found>, extra: &[(&str, Edn)]) {
+/// Notes the end of a read.
+pub fn note_read(worker: &mut Worker, key: u64, answer: &Answer<Found>, extra: &[(&str, Edn)]) {
     let mut value = Edn::Nil;
     if let Answer::Ok(found) = answer {
         let mut values: Vec<u64> =
@@ -34,6 +36,16 @@ async fn read(worker: &mut Worker, key: u64) {
     worker.invoke("read", key, Edn::Nil, &[]);
     let answer = worker.get(key, None).await;
     note_read(worker, key, &answer, &[]);
+}
+
+/// Reads at the end, through one node.
+pub async fn read_all(worker: &mut Worker, key: u64, node: usize) -> bool {
+    worker.go(node);
+    worker.invoke("read", key, Edn::Nil, &[]);
+    let answer = worker.get_all(key, node).await;
+    let fields = worker.final_fields();
+    note_read(worker, key, &answer, &fields);
+    matches!(answer, Answer::Ok(_))
 }
 
 async fn append(worker: &mut Worker, key: u64, memory: Memory) {
@@ -88,13 +100,7 @@ impl Workload for Append {
         key: u64,
         node: usize,
     ) -> std::pin::Pin<Box<dyn Future<Output = bool> + Send + 'a>> {
-        Box::pin(async move {
-            worker.invoke("read", key, Edn::Nil, &[]);
-            let answer = worker.get_all(key, node).await;
-            let fields = worker.final_fields();
-            note_read(worker, key, &answer, &fields);
-            matches!(answer, Answer::Ok(_))
-        })
+        Box::pin(read_all(worker, key, node))
     }
 
     fn checkers(&self) -> Vec<Box<dyn Checker>> {

@@ -5,11 +5,15 @@
 //! then makes room for the next one, so that keys don't line up.
 
 mod append;
+mod batch;
 mod counter;
 mod keys;
 mod merged;
+mod recreate;
 mod register;
+mod sessions;
 mod set;
+mod ttl;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -80,6 +84,11 @@ pub fn all() -> Vec<Box<dyn Workload>> {
         Box::new(set::Set::sloppy()),
         Box::new(counter::Counter),
         Box::new(append::Append),
+        Box::new(sessions::Sessions::lww()),
+        Box::new(sessions::Sessions::siblings()),
+        Box::new(batch::Batch),
+        Box::new(ttl::Ttl),
+        Box::new(recreate::Recreate),
     ]
 }
 

@@ -8,7 +8,7 @@ use super::{Keys, Step, Worker, Workload, keyspace};
 use crate::checker::{
     Checker, Convergence, Monotonic, NeverFromNowhere, RegisterAtomic, RegisterRegular, Stale, Stamps,
 };
-use crate::client::{Answer, Found};
+use crate::client::{Answer, Found, Wrote};
 use crate::edn::Edn;
 use crate::proto;
 
@@ -70,29 +70,6 @@ impl Register {
         Register { clocks: true, ..own }
     }
 
-    async fn read(&self, worker: &mut Worker, key: u64) {
-        worker.invoke("read", key, Edn::Nil, &[]);
-        let answer = worker.get(key, None).await;
-        self.note_read(worker, key, &answer, &[]);
-    }
-
-    fn note_read(&self, worker: &mut Worker, key: u64, answer: &Answer<Found>, more: &[(&str, Edn)]) {
-        let mut extra = more.to_vec();
-        let mut value = Edn::Nil;
-        if let Answer::Ok(found) = answer {
-            // A value that is no number is nobody's: 0 was never written.
-            value = found.siblings.first().map_or(Edn::Nil, |(v, _)| Edn::from(number(v).unwrap_or(0)));
-            let stamp = match found.siblings.first() {
-                Some((_, stamp)) => Some(*stamp),
-                // A tombstone's stamp is not told.
-                None => found.context.is_empty().then_some(0),
-            };
-            extra.extend(stamp.map(|stamp| ("stamp", Edn::from(stamp))));
-            worker.memory.entry(key).or_default().context = found.context.clone();
-        }
-        worker.complete("read", key, value, answer, &extra);
-    }
-
     async fn write(&self, worker: &mut Worker, key: u64, delete: bool) {
         // Half of the writes are blind; lww promises the same of both.
         let known = worker.memory.get(&key).map(|memory| memory.context.clone()).unwrap_or_default();
@@ -107,13 +84,73 @@ impl Register {
             Some(value) => worker.put(key, None, digits(value), context).await,
             None => worker.delete(key, None, context).await,
         };
-        let mut extra = Vec::new();
-        if let Answer::Ok(wrote) = &answer {
-            extra.push(("stamp", Edn::from(wrote.stamp)));
-            worker.memory.entry(key).or_default().context = wrote.context.clone();
-        }
-        worker.complete(f, key, told, &answer, &extra);
+        note_write(worker, f, key, told, &answer, &[]);
     }
+}
+
+/// The value that a read found, and its stamp if that is told.
+pub fn told(answer: &Answer<Found>) -> (Edn, Option<(&'static str, Edn)>) {
+    let Answer::Ok(found) = answer else { return (Edn::Nil, None) };
+    // A value that is no number is nobody's: 0 was never written.
+    let value = found.siblings.first().map_or(Edn::Nil, |(v, _)| Edn::from(number(v).unwrap_or(0)));
+    let stamp = match found.siblings.first() {
+        Some((_, stamp)) => Some(*stamp),
+        // A tombstone's stamp is not told.
+        None => found.context.is_empty().then_some(0),
+    };
+    (value, stamp.map(|stamp| ("stamp", Edn::from(stamp))))
+}
+
+/// Notes the end of a read.
+pub fn note_read(worker: &mut Worker, key: u64, answer: &Answer<Found>, more: &[(&str, Edn)]) {
+    let (value, stamp) = told(answer);
+    let mut extra = more.to_vec();
+    extra.extend(stamp);
+    if let Answer::Ok(found) = answer {
+        worker.memory.entry(key).or_default().context = found.context.clone();
+    }
+    worker.complete("read", key, value, answer, &extra);
+}
+
+fn note_write(
+    worker: &mut Worker,
+    f: &str,
+    key: u64,
+    told: Edn,
+    answer: &Answer<Wrote>,
+    more: &[(&str, Edn)],
+) {
+    let mut extra = more.to_vec();
+    if let Answer::Ok(wrote) = answer {
+        extra.push(("stamp", Edn::from(wrote.stamp)));
+        worker.memory.entry(key).or_default().context = wrote.context.clone();
+    }
+    worker.complete(f, key, told, answer, &extra);
+}
+
+/// Reads through the present node.
+pub async fn read(worker: &mut Worker, key: u64) {
+    worker.invoke("read", key, Edn::Nil, &[]);
+    let answer = worker.get(key, None).await;
+    note_read(worker, key, &answer, &[]);
+}
+
+/// Writes a new value without a context; with these fields in the history.
+pub async fn write(worker: &mut Worker, key: u64, extra: &[(&str, Edn)]) {
+    let value = worker.new_value();
+    worker.invoke("write", key, Edn::from(value), extra);
+    let answer = worker.put(key, None, digits(value), Bytes::new()).await;
+    note_write(worker, "write", key, Edn::from(value), &answer, extra);
+}
+
+/// Reads at the end, through one node.
+pub async fn read_all(worker: &mut Worker, key: u64, node: usize) -> bool {
+    worker.go(node);
+    worker.invoke("read", key, Edn::Nil, &[]);
+    let answer = worker.get_all(key, node).await;
+    let fields = worker.final_fields();
+    note_read(worker, key, &answer, &fields);
+    matches!(answer, Answer::Ok(_))
 }
 
 impl Workload for Register {
@@ -145,7 +182,7 @@ impl Workload for Register {
     fn step<'a>(&'a self, worker: &'a mut Worker, key: u64) -> Step<'a> {
         Box::pin(async move {
             match worker.rng.random_range(0..20) {
-                0..10 => self.read(worker, key).await,
+                0..10 => read(worker, key).await,
                 10..13 if self.deletes => self.write(worker, key, true).await,
                 _ => self.write(worker, key, false).await,
             }
@@ -158,13 +195,7 @@ impl Workload for Register {
         key: u64,
         node: usize,
     ) -> std::pin::Pin<Box<dyn Future<Output = bool> + Send + 'a>> {
-        Box::pin(async move {
-            worker.invoke("read", key, Edn::Nil, &[]);
-            let answer = worker.get_all(key, node).await;
-            let fields = worker.final_fields();
-            self.note_read(worker, key, &answer, &fields);
-            matches!(answer, Answer::Ok(_))
-        })
+        Box::pin(read_all(worker, key, node))
     }
 
     fn checkers(&self) -> Vec<Box<dyn Checker>> {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 
-use crate::client::{Answer, Ask, Client, Found, Wrote};
+use crate::client::{Answer, Ask, Client, Found, Item, Status, Wrote};
 use crate::edn::Edn;
 use crate::history::{Kind, Process};
 use crate::recorder::{Extra, Recorder};
@@ -34,14 +34,27 @@ pub struct Worker {
     pub memory: BTreeMap<u64, Memory>,
     /// Its own totals in counters: what it added and what it took away, by key.
     pub totals: BTreeMap<u64, (u64, u64)>,
+    /// The token of its session, if it has one.
+    pub session: Option<Bytes>,
+    /// How many sessions it has begun.
+    pub sessions: u64,
+    /// How long what it puts lives; none is the keyspace's own.
+    pub ttl: Option<Duration>,
     client: Client,
     recorder: Recorder,
     keyspace: String,
     timeout: Duration,
     process: u64,
+    /// The processes of the items of a batch, which go on side by side.
+    lanes: Vec<u64>,
     threads: u64,
     node: usize,
 }
+
+/// Between the processes of two lanes of a thread: more than there are unknown outcomes.
+const LANE: u64 = 1 << 32;
+/// How long a change of the keyspaces may take.
+const ADMIN: Duration = Duration::from_secs(3);
 
 impl Worker {
     /// A thread of `threads`, that works in `keyspace`.
@@ -60,11 +73,15 @@ impl Worker {
             rng,
             memory: BTreeMap::new(),
             totals: BTreeMap::new(),
+            session: None,
+            sessions: 0,
+            ttl: None,
             client,
             recorder,
             keyspace,
             timeout,
             process: thread,
+            lanes: Vec::new(),
             threads,
             node,
         }
@@ -77,9 +94,26 @@ impl Worker {
         }
     }
 
+    /// To any node.
+    pub fn hop(&mut self) {
+        self.node = self.rng.random_range(0..self.client.nodes());
+    }
+
+    /// How many nodes there are.
+    pub fn nodes(&self) -> usize {
+        self.client.nodes()
+    }
+
     /// What is asked of a key.
     fn ask(&self, key: u64, level: Option<u32>) -> Ask {
-        Ask { keyspace: self.keyspace.clone(), key: format!("key-{key}"), level, timeout: self.timeout }
+        Ask {
+            keyspace: self.keyspace.clone(),
+            key: name_of(key),
+            level,
+            timeout: self.timeout,
+            session: self.session.clone(),
+            ttl: self.ttl,
+        }
     }
 
     /// A value that nobody wrote before.
@@ -89,15 +123,56 @@ impl Worker {
 
     /// Notes that an operation begins.
     pub fn invoke(&self, f: &str, key: u64, value: Edn, extra: &[(&str, Edn)]) {
-        let mut extra = named(extra);
-        extra.insert("node".into(), Edn::Str(format!("n{}", self.node + 1)));
-        extra.insert("client".into(), Edn::from(self.thread));
-        let value = Edn::Vector(vec![Edn::from(key), value]);
-        self.recorder.note(Process::Client(self.process), Kind::Invoke, f, value, extra);
+        self.note_begin(self.process, f, key, value, extra);
     }
 
     /// Notes how it ended; after an unknown outcome the thread takes another process id.
     pub fn complete<T>(&mut self, f: &str, key: u64, value: Edn, answer: &Answer<T>, extra: &[(&str, Edn)]) {
+        if self.note_end(self.process, f, key, value, answer, extra) == Kind::Info {
+            self.process += self.threads;
+        }
+    }
+
+    /// Notes that an operation begins beside others of this thread, in a lane of its own.
+    pub fn invoke_beside(&mut self, lane: usize, f: &str, key: u64, value: Edn, extra: &[(&str, Edn)]) {
+        while self.lanes.len() <= lane {
+            self.lanes.push(self.thread + LANE * (self.lanes.len() as u64 + 1));
+        }
+        self.note_begin(self.lanes[lane], f, key, value, extra);
+    }
+
+    /// Notes how that ended.
+    pub fn complete_beside<T>(
+        &mut self,
+        lane: usize,
+        f: &str,
+        key: u64,
+        value: Edn,
+        answer: &Answer<T>,
+        extra: &[(&str, Edn)],
+    ) {
+        if self.note_end(self.lanes[lane], f, key, value, answer, extra) == Kind::Info {
+            self.lanes[lane] += self.threads;
+        }
+    }
+
+    fn note_begin(&self, process: u64, f: &str, key: u64, value: Edn, extra: &[(&str, Edn)]) {
+        let mut extra = named(extra);
+        extra.insert("node".into(), Edn::Str(format!("n{}", self.node + 1)));
+        extra.insert("client".into(), Edn::from(self.thread));
+        let value = Edn::Vector(vec![Edn::from(key), value]);
+        self.recorder.note(Process::Client(process), Kind::Invoke, f, value, extra);
+    }
+
+    fn note_end<T>(
+        &self,
+        process: u64,
+        f: &str,
+        key: u64,
+        value: Edn,
+        answer: &Answer<T>,
+        extra: &[(&str, Edn)],
+    ) -> Kind {
         let mut extra = named(extra);
         extra.insert("client".into(), Edn::from(self.thread));
         let kind = match answer {
@@ -108,10 +183,8 @@ impl Worker {
             }
         };
         let value = Edn::Vector(vec![Edn::from(key), value]);
-        self.recorder.note(Process::Client(self.process), kind, f, value, extra);
-        if kind == Kind::Info {
-            self.process += self.threads;
-        }
+        self.recorder.note(Process::Client(process), kind, f, value, extra);
+        kind
     }
 
     /// Puts through the present node.
@@ -151,9 +224,39 @@ impl Worker {
         self.client.get(self.node, &ask).await
     }
 
+    /// Sends a batch through the present node: of each item its key, and what is put there or none for a get.
+    pub async fn batch(&mut self, items: &[(u64, Option<Bytes>)]) -> Vec<Status> {
+        let items: Vec<Item> = items.iter().map(|(key, value)| (name_of(*key), value.clone())).collect();
+        let ask = self.ask(0, None);
+        self.client.batch(self.node, &ask, &items).await
+    }
+
+    /// Drops the keyspace through the present node.
+    pub async fn drop_keyspace(&mut self) -> Answer<()> {
+        let ask = Ask { timeout: ADMIN, ..self.ask(0, None) };
+        self.client.drop_keyspace(self.node, &ask).await
+    }
+
+    /// Makes the keyspace through the present node: its id.
+    pub async fn create_keyspace(&mut self, conflicts: &str) -> Answer<u32> {
+        let ask = Ask { timeout: ADMIN, ..self.ask(0, None) };
+        self.client.create_keyspace(self.node, &ask, conflicts).await
+    }
+
+    /// The id that the keyspace has on the present node.
+    pub async fn keyspace_id(&mut self) -> Answer<Option<u32>> {
+        let ask = Ask { timeout: Duration::from_millis(300), ..self.ask(0, None) };
+        self.client.keyspace_id(self.node, &ask).await
+    }
+
+    /// Goes to a given node.
+    pub fn go(&mut self, node: usize) {
+        self.node = node;
+    }
+
     /// Gets through a given node from all replicas, at the end.
     pub async fn get_all(&mut self, key: u64, node: usize) -> Answer<Found> {
-        self.node = node;
+        self.go(node);
         let ask = Ask { timeout: Duration::from_secs(10), ..self.ask(key, Some(3)) };
         self.client.get(node, &ask).await
     }
@@ -162,6 +265,10 @@ impl Worker {
     pub fn final_fields(&self) -> [(&'static str, Edn); 2] {
         [("final", Edn::Bool(true)), ("replica", Edn::Str(format!("n{}", self.node + 1)))]
     }
+}
+
+fn name_of(key: u64) -> String {
+    format!("key-{key}")
 }
 
 fn named(extra: &[(&str, Edn)]) -> Extra {
