@@ -105,7 +105,7 @@ class Cluster:
     def await_alive(self, keyspace: str = "default") -> None:
         """Until each running node takes a write that needs all replicas."""
         for node in self._nodes:
-            with quoral.Client(self.endpoints[node], timeout=2) as client:
+            with quoral.Client(self.endpoints[node], timeout=2, routing=False) as client:
                 await_true(
                     lambda: attempt(lambda: client.put("await alive", "", keyspace=keyspace, w="all")) is None
                 )

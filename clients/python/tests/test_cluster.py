@@ -7,12 +7,17 @@ import socket
 import threading
 import time
 import unittest
+import urllib.request
 import uuid
 from typing import Any, List, Optional
+
+import grpc
 
 import quoral
 from cluster import Cluster, attempt, await_true
 from quoral import Applied, Delete, Get, Got, Put, Written, aio
+from quoral import _route as route
+from quoral.v1 import cluster_pb2, cluster_pb2_grpc
 
 cluster: Cluster
 
@@ -29,6 +34,18 @@ def tearDownModule() -> None:
 def name(of: str) -> str:
     """A key or keyspace of this test alone."""
     return f"{of}-{uuid.uuid4().hex[:8]}"
+
+
+def forwarded() -> int:
+    """Requests that the nodes have passed on."""
+    total = 0
+    for endpoint in cluster.endpoints:
+        host, port = endpoint.split(":")
+        with urllib.request.urlopen(f"http://{host}:{int(port) + 2}/metrics") as page:
+            for line in page.read().decode().splitlines():
+                if line.startswith("quoral_requests_forwarded"):
+                    total += int(float(line.split()[-1]))
+    return total
 
 
 class LossyProxy:
@@ -87,7 +104,7 @@ class Blocking(unittest.TestCase):
         made = self.client.create_keyspace(name("made"), conflicts=conflicts, timeout=30, **policy)
         # Each node learns of it by itself.
         for endpoint in cluster.endpoints:
-            with quoral.Client(endpoint) as one:
+            with quoral.Client(endpoint, routing=False) as one:
                 await_true(lambda: any(k.name == made.name for k in one.keyspaces()))
         return made.name
 
@@ -201,7 +218,7 @@ class Blocking(unittest.TestCase):
         """Blind puts until an answer to one may have been lost; at most one value each must be there."""
         proxy = LossyProxy(cluster.endpoints[0])
         self.addCleanup(proxy.close)
-        with quoral.Client([proxy.endpoint, *others]) as client:
+        with quoral.Client([proxy.endpoint, *others], routing=False) as client:
             while True:
                 key = name("lossy")
                 client.get(key, keyspace=keyspace)
@@ -305,6 +322,31 @@ class Blocking(unittest.TestCase):
             self.assertLess(time.monotonic() - began, 4)
 
 
+class Routing(unittest.TestCase):
+    def test_a_position_is_what_the_server_says(self) -> None:
+        with grpc.insecure_channel(cluster.endpoints[0]) as channel:
+            stub = cluster_pb2_grpc.ClusterStub(channel)
+            for key in (b"k", b"cart:42", b"\xff\x00", b"x" * 64, b"y" * 1_023, b"z" * 1_024):
+                said = stub.Explain(cluster_pb2.ExplainRequest(keyspace="default", key=key))
+                position = route.position("default", key)
+                self.assertEqual(f"{position:016x}", said.position)
+                self.assertEqual(route.partition(position, 256), said.partition)
+
+    def test_a_client_of_one_node_sends_to_all_homes_and_nothing_is_passed_on(self) -> None:
+        with quoral.Client(cluster.endpoints[0], timeout=10) as client:
+            client.put(name("first"), "v")
+            await_true(lambda: client._core._table is not None)
+            self.assertEqual(sorted(client._core.names), sorted(cluster.endpoints))
+            before = forwarded()
+            for number in range(60):
+                client.put(name(f"home {number}"), "v")
+            self.assertEqual(forwarded(), before)
+        with quoral.Client(cluster.endpoints[0], timeout=10, routing=False) as client:
+            for number in range(60):
+                client.put(name(f"any {number}"), "v")
+            self.assertGreater(forwarded(), before, "without it some are")
+
+
 class Asyncio(unittest.IsolatedAsyncioTestCase):
     async def asyncSetUp(self) -> None:
         self.client = aio.Client(cluster.endpoints, timeout=10)
@@ -353,16 +395,24 @@ class Asyncio(unittest.IsolatedAsyncioTestCase):
         cluster.freeze(0)
         self.addAsyncCleanup(asyncio.to_thread, cluster.await_alive)
         self.addCleanup(cluster.thaw, 0)
-        async with aio.Client(cluster.endpoints[0]) as client:
+        async with aio.Client(cluster.endpoints[0], routing=False) as client:
             with self.assertRaises(asyncio.TimeoutError):
                 await asyncio.wait_for(client.put("k", "v", timeout=30), 0.5)
+
+    async def test_it_learns_the_nodes_and_finds_home(self) -> None:
+        async with aio.Client(cluster.endpoints[:1]) as client:
+            await client.put(name("first"), "v")
+            while len(client._core.names) < 3 or client._core._table is None:
+                await asyncio.sleep(0.02)
+            await client.put(name("home"), "v")
+            self.assertEqual(len(client._channels), 3)
 
     async def test_a_lost_answer_leaves_one_value(self) -> None:
         made = await self.client.create_keyspace(name("made"), conflicts="siblings", timeout=30)
         proxy = LossyProxy(cluster.endpoints[0])
         self.addCleanup(proxy.close)
         key = name("lossy")
-        async with aio.Client([proxy.endpoint]) as client:
+        async with aio.Client([proxy.endpoint], routing=False) as client:
             while not any(k.name == made.name for k in await client.keyspaces()):
                 await asyncio.sleep(0.05)
             while proxy.lost == 0:

@@ -16,12 +16,15 @@ from google.protobuf.message import Message
 
 from . import _wire as wire
 from ._decide import NODE_SHARE, Attempts, Broken, Budget, Endpoints, blames_node
+from ._route import AGE_FAILED, AGE_INCOMPLETE, AGE_MOST, Table
 from .errors import Applied, InvalidArgument, QuoralError, Unavailable
 from .types import Delete, Entry, Get, Got, Item, Keyspace, Put, Written
 from .v1 import cluster_pb2, kv_pb2
 
 #: Entries of one call of a scan: as many as a page has at most.
 PAGE = 1_000
+#: Seconds in which a node answers that the cluster told of, or it is not asked.
+REACHED_WITHIN = 1.0
 #: Of gRPC: messages up to what a node takes and gives; its own retries off; a node that is back is found soon.
 OPTIONS: Tuple[Tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", 64 << 20),
@@ -80,10 +83,17 @@ class Core:
         timeout: float,
         clock: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
+        routing: bool = True,
     ) -> None:
         if timeout <= 0:
             raise InvalidArgument(f"timeout is {timeout}, must be above 0")
+        #: Endpoints: those given, then those that the cluster told of. One keeps its place for ever.
         self.names = list(endpoints)
+        self._routing = routing
+        self._table: Optional[Table] = None
+        #: None while a refresh is under way.
+        self._refresh_at: Optional[float] = clock()
+        self._turn = 0
         self._timeout = timeout
         self._clock = clock
         self._chance = chance
@@ -109,10 +119,13 @@ class Core:
         reads: bool = False,
         repeatable: bool = False,
         keyspace: str = "",
+        key: Optional[bytes] = None,
     ) -> Op[Any]:
-        """Sends until there is an answer, a final refusal, or no time. `make` gets the node's time in seconds."""
+        """Sends until there is an answer, a final refusal, or no time. `make` gets the node's time in seconds. With a
+        partition key it goes to a home replica of that, if they are known."""
         now = self._clock()
-        attempts = Attempts(now, deadline, reads=reads, repeatable=repeatable, endpoints=len(self.names))
+        homes = self._homes(keyspace, key, reads)
+        attempts = Attempts(now, deadline, reads=reads, repeatable=repeatable, endpoints=len(self._endpoints.usable))
         with self._lock:
             self._budget.request(now)
         while True:
@@ -123,7 +136,7 @@ class Core:
                     raise wire.error_of(attempts.verdict(), attempts.applied(), keyspace)
                 raise Unavailable("no time was left to ask a node")
             with self._lock:
-                endpoint = self._endpoints.pick(now, attempts.tried)
+                endpoint = self._endpoints.pick(now, attempts.tried, homes)
             answer = yield Call(endpoint, method, make(limit * NODE_SHARE), limit)
             now = self._clock()
             if not isinstance(answer, Broken):
@@ -131,6 +144,7 @@ class Core:
                     self._endpoints.answered(endpoint)
                 return answer
             with self._lock:
+                self._heard_of_layout(answer, now)
                 if blames_node(answer):
                     self._endpoints.failed(endpoint, now)
                 wait = attempts.failed(now, endpoint, answer, self._chance(), self._budget)
@@ -138,6 +152,65 @@ class Core:
                 raise wire.error_of(attempts.verdict(), attempts.applied(), keyspace)
             if wait > 0:
                 yield Sleep(wait)
+
+    def _homes(self, keyspace: str, key: Optional[bytes], reads: bool) -> List[int]:
+        """The places of a key's home replicas. Writes begin with the first; reads take turns."""
+        table = self._table
+        if key is None or table is None:
+            return []
+        homes = table.homes(keyspace, key)
+        with self._lock:
+            self._turn += 1
+            usable = {self.names[endpoint]: endpoint for endpoint in self._endpoints.usable}
+            first = self._turn % len(homes) if reads and homes else 0
+            return [usable[name] for name in [*homes[first:], *homes[:first]] if name in usable]
+
+    def _heard_of_layout(self, answer: Broken, now: float) -> None:
+        """A node that speaks of a newer layout makes the table old."""
+        known, told = self._table, answer.details.layout_version if answer.details else 0
+        if known is not None and told > known.layout_version and self._refresh_at is not None:
+            self._refresh_at = min(self._refresh_at, now + AGE_FAILED)
+
+    def refresh_is_due(self) -> bool:
+        """Whether to run `refresh` now, in the background. Says so to one caller at a time."""
+        with self._lock:
+            if not self._routing or self._refresh_at is None or self._clock() < self._refresh_at:
+                return False
+            self._refresh_at = None
+            return True
+
+    def refresh(self) -> Op[None]:
+        """Asks the cluster who owns what. If it can't say, what was known stays, and it is asked again soon."""
+        wait = AGE_FAILED
+        try:
+            deadline = self.deadline(AGE_FAILED)
+            status = yield from self.request(
+                wire.STATUS, lambda _: cluster_pb2.StatusRequest(), deadline, reads=True
+            )
+            layout = yield from self.request(
+                wire.LAYOUT, lambda _: cluster_pb2.LayoutRequest(), deadline, reads=True
+            )
+            listed = yield from self.request(
+                wire.LIST, lambda _: cluster_pb2.ListKeyspacesRequest(), deadline, reads=True
+            )
+            table = Table(status, layout, listed)
+            with self._lock:
+                self.names.extend(name for name in table.addresses if name not in self.names)
+                told = [self.names.index(name) for name in table.addresses]
+                new = [endpoint for endpoint in told if endpoint not in self._endpoints.usable]
+            # What the cluster tells of may not lead there from here.
+            for endpoint in new:
+                answer = yield Call(endpoint, wire.STATUS, cluster_pb2.StatusRequest(), REACHED_WITHIN)
+                if not isinstance(answer, Broken):
+                    with self._lock:
+                        self._endpoints.add(endpoint)
+            self._table = table
+            wait = AGE_MOST if table.is_complete else AGE_INCOMPLETE
+        except QuoralError:
+            pass
+        finally:
+            with self._lock:
+                self._refresh_at = self._clock() + wait
 
     def put(self, item: Put, deadline: float, token: Optional[Token] = None) -> Op[Written]:
         return self._write(wire.PUT, wire.put_request(item), item, deadline, token)
@@ -159,6 +232,7 @@ class Core:
             deadline,
             repeatable=wire.repeatable(item),
             keyspace=item.keyspace or "",
+            key=wire.raw(item.key),
         )
         if token is not None:
             token.token = answer.session
@@ -167,7 +241,12 @@ class Core:
     def get(self, item: Get, deadline: float, token: Optional[Token] = None) -> Op[Got]:
         request = wire.get_request(item)
         answer = yield from self.request(
-            wire.GET, _filled(request, token), deadline, reads=True, keyspace=item.keyspace or ""
+            wire.GET,
+            _filled(request, token),
+            deadline,
+            reads=True,
+            keyspace=item.keyspace or "",
+            key=wire.raw(item.key),
         )
         if token is not None:
             token.token = answer.session
@@ -198,7 +277,12 @@ class Core:
         part.cursor = cursor
         part.limit = PAGE if limit is None else min(PAGE, limit)
         answer = yield from self.request(
-            wire.SCAN, _filled(part, None), deadline, reads=True, keyspace=request.keyspace
+            wire.SCAN,
+            _filled(part, None),
+            deadline,
+            reads=True,
+            keyspace=request.keyspace,
+            key=request.key or None,
         )
         return [wire.entry(entry) for entry in answer.entries], answer.cursor
 

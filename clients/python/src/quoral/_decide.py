@@ -14,7 +14,7 @@ Time is a number of seconds that the caller passes, chance a number from 0 to 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Set
+from typing import Dict, List, Optional, Sequence, Set
 
 from .errors import Applied, Details
 
@@ -83,23 +83,36 @@ class Budget:
 
 
 class Endpoints:
-    """Which of the endpoints to ask: in turn, but those that failed of late last."""
+    """Which of the endpoints to ask: homes of the key first, else in turn, and those that failed of late last."""
 
     def __init__(self, count: int) -> None:
         if count < 1:
             raise ValueError("no endpoints")
-        self.count = count
+        self._usable = list(range(count))
         self._next = 0
         self._failures: Dict[int, int] = {}
         self._shunned: Dict[int, float] = {}
 
-    def pick(self, now: float, tried: Set[int]) -> int:
-        """The next to ask. `tried` are those that have failed this request since all were tried."""
-        turn = [(self._next + i) % self.count for i in range(self.count)]
+    @property
+    def usable(self) -> List[int]:
+        return list(self._usable)
+
+    def add(self, endpoint: int) -> None:
+        """One more, which was reached."""
+        if endpoint not in self._usable:
+            self._usable.append(endpoint)
+
+    def pick(self, now: float, tried: Set[int], homes: Sequence[int] = ()) -> int:
+        """The next to ask. `tried` are those that have failed this request since all were tried; `homes` come before
+        others, in their order."""
+        turn = [*self._usable[self._next :], *self._usable[: self._next]]
         left = [e for e in turn if e not in tried] or turn
         well = [e for e in left if self._shunned.get(e, now) <= now]
+        home = [e for e in homes if e in well]
+        if home:
+            return home[0]
         chosen = well[0] if well else min(left, key=lambda e: self._shunned.get(e, now))
-        self._next = (chosen + 1) % self.count
+        self._next = (self._usable.index(chosen) + 1) % len(self._usable)
         return chosen
 
     def answered(self, endpoint: int) -> None:

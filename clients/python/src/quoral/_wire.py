@@ -51,7 +51,9 @@ CREATE = Method(
     "Cluster", "CreateKeyspace", cluster_pb2.CreateKeyspaceRequest, cluster_pb2.CreateKeyspaceResponse
 )
 LIST = Method("Cluster", "ListKeyspaces", cluster_pb2.ListKeyspacesRequest, cluster_pb2.ListKeyspacesResponse)
-METHODS = (PUT, GET, DELETE, BATCH, SCAN, CREATE, LIST)
+STATUS = Method("Cluster", "Status", cluster_pb2.StatusRequest, cluster_pb2.StatusResponse)
+LAYOUT = Method("Cluster", "Layout", cluster_pb2.LayoutRequest, cluster_pb2.LayoutResponse)
+METHODS = (PUT, GET, DELETE, BATCH, SCAN, CREATE, LIST, STATUS, LAYOUT)
 
 
 def raw(text: Text) -> bytes:

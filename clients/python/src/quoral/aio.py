@@ -168,16 +168,27 @@ class Client(_Calls):
     """A client of a cluster.
 
     `endpoints` are `host:port`, as a list or by comma; any node answers for any key, and another is asked when one
-    fails. `timeout` is the longest time in seconds that a request may take, with all its attempts.
+    fails. `timeout` is the longest time in seconds that a request may take, with all its attempts. With `routing` the
+    other nodes are learnt, in the background, and a request goes to a home replica of its key; without it requests go
+    to the given endpoints alone, in turn.
     """
 
-    def __init__(self, endpoints: Union[str, Sequence[str]] = "127.0.0.1:7400", timeout: float = 5.0) -> None:
-        names = core.parse(endpoints)
-        super().__init__(core.Core(names, timeout), self._drive, None)
+    def __init__(
+        self,
+        endpoints: Union[str, Sequence[str]] = "127.0.0.1:7400",
+        timeout: float = 5.0,
+        *,
+        routing: bool = True,
+    ) -> None:
+        super().__init__(core.Core(core.parse(endpoints), timeout, routing=routing), self._drive, None)
         self._channels: List[grpc.aio.Channel] = []
         self._stubs: List[Dict[str, Callable[..., Any]]] = []
+        self._refreshing: Optional["asyncio.Task[None]"] = None
 
     async def close(self) -> None:
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+            await asyncio.wait([self._refreshing])
         for channel in self._channels:
             await channel.close()
 
@@ -278,6 +289,11 @@ class Client(_Calls):
         return listed
 
     async def _drive(self, op: "core.Op[T]", _deadline: float = 0.0) -> T:
+        if self._core.refresh_is_due():
+            self._refreshing = asyncio.get_running_loop().create_task(self._run_op(self._core.refresh()))
+        return await self._run_op(op)
+
+    async def _run_op(self, op: "core.Op[T]") -> T:
         try:
             effect = next(op)
             while True:
@@ -291,12 +307,11 @@ class Client(_Calls):
             return answer
 
     async def _call(self, call: core.Call) -> Any:
-        if not self._stubs:
-            # Not before: a channel belongs to the loop that runs when it is made.
-            self._channels = [
-                grpc.aio.insecure_channel(name, options=core.OPTIONS) for name in self._core.names
-            ]
-            self._stubs = [_stubs(channel) for channel in self._channels]
+        # Not before: a channel belongs to the loop that runs when it is made.
+        for name in self._core.names[len(self._stubs) : call.endpoint + 1]:
+            channel = grpc.aio.insecure_channel(name, options=core.OPTIONS)
+            self._channels.append(channel)
+            self._stubs.append(_stubs(channel))
         send = self._stubs[call.endpoint][call.method.path]
         try:
             if call.method is not wire.SCAN:

@@ -161,17 +161,29 @@ class Client(_Calls):
     """A client of a cluster.
 
     `endpoints` are `host:port`, as a list or by comma; any node answers for any key, and another is asked when one
-    fails. `timeout` is the longest time in seconds that a request may take, with all its attempts.
+    fails. `timeout` is the longest time in seconds that a request may take, with all its attempts. With `routing` the
+    other nodes are learnt, in the background, and a request goes to a home replica of its key; without it requests go
+    to the given endpoints alone, in turn.
     """
 
-    def __init__(self, endpoints: Union[str, Sequence[str]] = "127.0.0.1:7400", timeout: float = 5.0) -> None:
-        names = core.parse(endpoints)
-        super().__init__(core.Core(names, timeout), self._drive, None)
-        self._channels = [grpc.insecure_channel(name, options=core.OPTIONS) for name in names]
-        self._stubs = [_stubs(channel) for channel in self._channels]
+    def __init__(
+        self,
+        endpoints: Union[str, Sequence[str]] = "127.0.0.1:7400",
+        timeout: float = 5.0,
+        *,
+        routing: bool = True,
+    ) -> None:
+        super().__init__(core.Core(core.parse(endpoints), timeout, routing=routing), self._drive, None)
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._channels: List[grpc.Channel] = []
+        self._stubs: List[Dict[str, Callable[..., Any]]] = []
 
     def close(self) -> None:
-        for channel in self._channels:
+        with self._lock:
+            self._is_closed = True
+            channels, self._channels = self._channels, []
+        for channel in channels:
             channel.close()
 
     def __enter__(self) -> "Client":
@@ -267,7 +279,20 @@ class Client(_Calls):
         listed: List[Keyspace] = self._drive(self._core.keyspaces(self._core.deadline(timeout)))
         return listed
 
+    def _refresh(self) -> None:
+        try:
+            self._run_op(self._core.refresh())
+        except ValueError:
+            # The client was closed meanwhile, and its channels with it.
+            pass
+
     def _drive(self, op: "core.Op[T]", _deadline: float = 0.0) -> T:
+        if self._core.refresh_is_due():
+            # It ends within seconds, and holds no program up that ends before.
+            threading.Thread(target=self._refresh, name="quoral-refresh", daemon=True).start()
+        return self._run_op(op)
+
+    def _run_op(self, op: "core.Op[T]") -> T:
         try:
             effect = next(op)
             while True:
@@ -280,8 +305,20 @@ class Client(_Calls):
             answer: T = done.value
             return answer
 
+    def _stub(self, endpoint: int) -> Dict[str, Callable[..., Any]]:
+        """The calls of an endpoint; a channel to it is made when it is first asked."""
+        if endpoint >= len(self._stubs):
+            with self._lock:
+                if self._is_closed:
+                    raise ValueError("the client is closed")
+                for name in self._core.names[len(self._stubs) : endpoint + 1]:
+                    channel = grpc.insecure_channel(name, options=core.OPTIONS)
+                    self._channels.append(channel)
+                    self._stubs.append(_stubs(channel))
+        return self._stubs[endpoint]
+
     def _call(self, call: core.Call) -> Any:
-        send = self._stubs[call.endpoint][call.method.path]
+        send = self._stub(call.endpoint)[call.method.path]
         try:
             if call.method is not wire.SCAN:
                 return send(call.request, timeout=call.timeout)
