@@ -4,6 +4,7 @@
 //! The coordinator of a write keeps a *hint* for each home replica that did not acknowledge it: the record
 //! itself, durable, in a log of its own for each target ([`queue`]). When the target is back its hints are
 //! sent, oldest first, and merged there like any repair; one that is acknowledged is forgotten ([`delivery`]).
+//! Those of a node that has left the cluster go to the homes that their keys have now ([`heirs`]).
 //!
 //! Caveats:
 //! - A hint is a help, not a promise: past the limits (a window of time, bytes for each target, bytes for all, a
@@ -14,5 +15,6 @@
 //! - A hint older than the window is neither sent nor taken: it could bring back what was purged meanwhile.
 
 pub mod delivery;
+pub mod heirs;
 pub mod progress;
 pub mod queue;

@@ -208,21 +208,35 @@ impl Book {
         record: &[u8],
         stands_in: bool,
     ) -> Result<NewHint, NoHint> {
+        let away_ms = self.accounts.get(&target).and_then(|account| account.since);
+        let away_ms = away_ms.map_or(0, |since| now.0.saturating_sub(since.0));
+        // A fallback's hint is the write itself: only bytes limit it.
+        if !stands_in && (self.limits.window.is_zero() || away_ms > millis(self.limits.window)) {
+            return Err(NoHint::Window);
+        }
+        self.add_of(now, now, target, storage_key, record, stands_in)
+    }
+
+    /// Counts a hint that is as old as `at`, unless it would take too many bytes.
+    pub(super) fn add_of(
+        &mut self,
+        now: WallMs,
+        at: WallMs,
+        target: NodeId,
+        storage_key: &[u8],
+        record: &[u8],
+        stands_in: bool,
+    ) -> Result<NewHint, NoHint> {
         let seq = (now.0 << 16).max(self.last + 1);
         let key = schema::hint_key(target, seq);
         // A Vec grows as needed, and the body has no fallible Serialize.
-        let body = Body { at: now, storage_key, record, stands_in };
+        let body = Body { at, storage_key, record, stands_in };
         let body = postcard::to_extend(&body, Vec::new()).expect("a Vec takes any hint");
         let value = schema::seal(&key, &body);
         let bytes = length(key.len() + value.len());
         let total = self.bytes().saturating_add(bytes);
         let of_disk = self.disk.map_or(u64::MAX, |disk| disk / 100 * self.limits.disk_percent);
         let account = self.accounts.entry(target).or_default();
-        let away_ms = account.since.map_or(0, |since| now.0.saturating_sub(since.0));
-        // A fallback's hint is the write itself: only bytes limit it.
-        if !stands_in && (self.limits.window.is_zero() || away_ms > millis(self.limits.window)) {
-            return Err(NoHint::Window);
-        }
         if account.bytes.saturating_add(bytes) > self.limits.target_bytes {
             return Err(NoHint::TargetBytes);
         }
@@ -296,25 +310,43 @@ pub fn forget(target: NodeId, hint: &Hint) -> Batch {
     batch
 }
 
+/// How often a reader looks again for a hint that was moved under its eyes.
+const LOOKS: usize = 3;
+
 /// The records that are kept here, as a fallback, for the key with this storage key.
 pub fn kept_for_key(storage: &dyn Storage, storage_key: &[u8]) -> Result<Vec<Bytes>, StorageError> {
+    let mut looks = 1;
+    loop {
+        // One that is missing has just come home, or was handed on to an heir.
+        let (records, missing) = look_for_key(storage, storage_key)?;
+        if !missing || looks == LOOKS {
+            return Ok(records);
+        }
+        looks += 1;
+    }
+}
+
+fn look_for_key(storage: &dyn Storage, storage_key: &[u8]) -> Result<(Vec<Bytes>, bool), StorageError> {
     let prefix = schema::stand_in_prefix(storage_key);
     let mut hints = Vec::new();
     storage.scan(Bound::Included(&prefix), Bound::Unbounded, false, &mut |key, _| {
         hints.extend(schema::split_stand_in_key(key));
         key.starts_with(&prefix)
     })?;
-    let mut records = Vec::new();
+    let (mut records, mut missing) = (Vec::new(), false);
     for (target, seq) in hints {
         let key = schema::hint_key(target, seq);
-        // One that has just come home, or can't be read, is no answer; the delivery counts the latter.
-        let Some(value) = storage.get(&key)? else { continue };
+        let Some(value) = storage.get(&key)? else {
+            missing = true;
+            continue;
+        };
+        // One that can't be read is no answer; the delivery counts it.
         let body = schema::open(&key, &value).ok().and_then(|body| postcard::from_bytes::<Body>(body).ok());
         if let Some(body) = body.filter(|body| body.storage_key == storage_key) {
             records.push(Bytes::copy_from_slice(body.record));
         }
     }
-    Ok(records)
+    Ok((records, missing))
 }
 
 /// The hints for `target` behind number `after`, up to `items` of them and about `bytes`.

@@ -71,6 +71,7 @@ impl Place {
             key: self.key.partition_key().clone(),
             sort: self.key.sort_key().clone(),
             kind: Some(kind),
+            until_us: 0,
         }
     }
 }

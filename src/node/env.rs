@@ -64,10 +64,12 @@ impl ClusterClock {
         self.own.wall()
     }
 
-    /// Notes what another node's own wall clock says, and its monotonic one.
-    pub fn heard(&self, from: NodeId, wall: WallMs, up: Mono) {
+    /// Notes what another node's own wall clock said, and its monotonic one; what the latter says now.
+    pub fn heard(&self, from: NodeId, wall: WallMs, up: Mono) -> Mono {
         let at = self.own.mono();
-        self.others.lock().unwrap_or_else(PoisonError::into_inner).heard(from, wall, up, at);
+        let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        others.heard(from, wall, up, at);
+        others.up(from, at).unwrap_or(up).max(up)
     }
 
     /// Forgets what another node's clocks said.

@@ -135,10 +135,12 @@ impl Coordinator {
                 Patience::AllTheTime => left,
                 _ => share - (share / 4).min(MARGIN_MS),
             };
+            let until = self.driver.clock.mono() + Duration::from_millis(share);
             let forward = proto::Forward { timeout_ms: its_own.max(1), request: Some(request.clone()) };
             let operation = proto::Operation {
                 keyspace_id: route.keyspace.id.0,
                 kind: Some(operation::Kind::Forward(forward)),
+                until_us: until.0,
                 ..Default::default()
             };
             let (send, receive) = tokio::sync::oneshot::channel();

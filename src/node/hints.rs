@@ -52,17 +52,19 @@ pub struct Kept {
 
 /// The hints that this node keeps.
 pub struct Hints {
+    pub(super) me: NodeId,
     book: Mutex<Book>,
-    committer: Committer,
-    clock: Arc<dyn Clock>,
-    metrics: Arc<Metrics>,
+    pub(super) committer: Committer,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) metrics: Arc<Metrics>,
     pace: Pace,
-    map: watch::Receiver<Arc<ClusterMap>>,
+    pub(super) map: watch::Receiver<Arc<ClusterMap>>,
 }
 
 impl Hints {
     /// Those in the committer's storage; reads all of them once.
     pub fn load(
+        me: NodeId,
         config: &HintsConfig,
         storage: &dyn Storage,
         committer: Committer,
@@ -79,16 +81,16 @@ impl Hints {
         let (rate, window) = (config.rate_bytes, HINT_WINDOW_BYTES);
         let pace = Pace { rate, window, delay: HINT_DELAY, pause: HINT_PAUSE };
         let book = Mutex::new(Book::load(storage, limits)?);
-        let hints = Hints { book, committer, clock, metrics, pace, map };
+        let hints = Hints { me, book, committer, clock, metrics, pace, map };
         hints.show(&hints.book());
         Ok(hints)
     }
 
-    fn book(&self) -> MutexGuard<'_, Book> {
+    pub(super) fn book(&self) -> MutexGuard<'_, Book> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn show(&self, book: &Book) {
+    pub(super) fn show(&self, book: &Book) {
         let (hints, bytes) =
             book.accounts().values().fold((0, 0), |(h, b), account| (h + account.hints, b + account.bytes));
         self.metrics.hints_waiting.set(hints);
@@ -244,8 +246,13 @@ impl Hints {
         }
     }
 
+    /// The nodes that hints are kept for.
+    pub fn targets(&self) -> BTreeSet<NodeId> {
+        self.book().accounts().keys().copied().collect()
+    }
+
     /// Deletes a hint.
-    fn forget(self: &Arc<Hints>, target: NodeId, hint: &Hint) {
+    pub(super) fn forget(self: &Arc<Hints>, target: NodeId, hint: &Hint) {
         let (hints, bytes) = (self.clone(), hint.bytes);
         let done = Box::new(move |deleted: Result<(), _>| {
             // What could not be deleted is still there, and comes again.
@@ -275,6 +282,15 @@ pub async fn deliver(hints: Arc<Hints>, links: Arc<Links>, target: NodeId) {
     };
     let mut is_up = false;
     loop {
+        if maps.borrow_and_update().member(target).is_none() {
+            runner.feed(Event::Down);
+            if runner.hand_on(&mut maps).await.is_err() {
+                return;
+            }
+            // Should it be a member again, it is looked at anew.
+            contacts.mark_changed();
+            continue;
+        }
         // While the target is reachable, delivery drops them itself as it comes to them.
         let now = maps.borrow_and_update().dropped();
         if !is_up && now > dropped {
@@ -333,6 +349,27 @@ struct Runner {
 }
 
 impl Runner {
+    /// The target is no member: hands on what is kept for it until it is one again. An error when the node ends.
+    async fn hand_on(
+        &self,
+        maps: &mut watch::Receiver<Arc<ClusterMap>>,
+    ) -> Result<(), watch::error::RecvError> {
+        let (hints, target) = (&self.hints, self.target);
+        while maps.borrow_and_update().member(target).is_none() {
+            let kept = hints.book().accounts().get(&target).is_some_and(|account| account.hints > 0);
+            if kept && let Err(cause) = hints.hand_on(target).await {
+                tracing::warn!(%target, ?cause, "hints of a node that has left can't be handed on now");
+            }
+            // A write that was under way when the map changed may still keep one.
+            tokio::select! {
+                biased;
+                changed = maps.changed() => changed?,
+                () = tokio::time::sleep(HINT_PAUSE) => {}
+            }
+        }
+        Ok(())
+    }
+
     fn feed(&mut self, event: Event) {
         if event == Event::Down {
             self.loaded.clear();
@@ -433,7 +470,7 @@ impl Runner {
 }
 
 /// What stands for a hint that can't be read, until it is forgotten.
-fn bytes_only(seq: u64, bytes: u64) -> Hint {
+pub(super) fn bytes_only(seq: u64, bytes: u64) -> Hint {
     Hint { seq, at: WallMs(0), storage_key: Vec::new(), record: Bytes::new(), stands_in: false, bytes }
 }
 
@@ -448,5 +485,23 @@ fn operation_of(hint: &Hint) -> Option<proto::Operation> {
         key: key.partition_key().clone(),
         sort: key.sort_key().clone(),
         kind: Some(operation::Kind::Store(store)),
+        until_us: 0,
     })
+}
+
+/// What this node keeps, as peers are told.
+pub fn kept_to_wire(kept: Vec<Kept>) -> proto::KeptHints {
+    let one = |kept: Kept| proto::KeptFor {
+        target: kept.target.to_string(),
+        hints: kept.account.hints,
+        bytes: kept.account.bytes,
+        since_ms: kept.account.since.map_or(0, |since| since.0),
+        oldest: kept.oldest,
+        last: kept.last,
+        delivered: kept.account.delivered,
+        per_second: kept.per_second,
+        refused: kept.missed.map_or(0, |missed| missed.hints),
+        refusal: kept.missed.map(|missed| missed.why.to_string()).unwrap_or_default(),
+    };
+    proto::KeptHints { targets: kept.into_iter().map(one).collect() }
 }

@@ -225,13 +225,15 @@ impl Links {
         self.contacts.send_if_modified(|contacts| contacts.insert(peer, contact.clone()) != Some(contact));
     }
 
-    /// Notes what a peer says of its clocks: its last stamp, its wall clock, and what it believes of that.
-    pub fn heard(&self, from: NodeId, clocks: PeerClocks) {
+    /// Notes what a peer says of its clocks: its last stamp, its wall clock, and what it believes of that. What its
+    /// monotonic clock says now.
+    pub fn heard(&self, from: NodeId, clocks: PeerClocks) -> Mono {
         let PeerClocks { hlc, wall, believed, up } = clocks;
-        self.clock.heard(from, wall, up);
+        let up_now = self.clock.heard(from, wall, up);
         let told = Told { hlc, believed, at: self.clock.mono() };
         self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(from, told);
         self.observe_clock(&from.to_string(), hlc);
+        up_now
     }
 
     /// What a peer's clocks said before says nothing any more: its process may be a new one.

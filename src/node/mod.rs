@@ -11,6 +11,7 @@ pub mod config;
 pub mod coordinator;
 pub mod datadir;
 pub mod decrees;
+pub mod departed;
 pub mod drive;
 pub mod env;
 mod forwards;

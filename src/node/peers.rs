@@ -10,7 +10,9 @@
 //! 4. An operation under another layout version, or on a partition that is not this node's, is refused.
 //! 5. Until this node is admitted itself it carries out nothing, so what it may have lost is no answer.
 //! 6. A fresh record with a stamp that is too far ahead of the own clock is refused (F17).
-//! 7. An operation on a keyspace that this node's map has dropped, or does not know yet, is refused, also one that
+//! 7. An operation that its sender has given up, or that was under way for too long, is refused. That is told by the
+//!    sender's monotonic clock, as it is known here: a wall clock that is off makes nobody late.
+//! 8. An operation on a keyspace that this node's map has dropped, or does not know yet, is refused, also one that
 //!    names a keyspace which has been made anew since: ids tell them apart.
 
 use std::collections::BTreeMap;
@@ -23,7 +25,7 @@ use tonic::Status;
 use super::committer::{Incoming, Job};
 use super::coordinator::Coordinator;
 use super::drive::Place;
-use super::hints::Kept;
+use super::hints::kept_to_wire;
 use super::links::{Links, Me, PROTOCOL_VERSION};
 use super::maps::Maps;
 use super::readings::page_of_wire;
@@ -42,7 +44,7 @@ use crate::types::error::Cause;
 use crate::types::ids::{DiskId, KeyspaceId, NodeId, PartitionId};
 use crate::types::key::{Key, Position};
 use crate::types::policy::Keyspace;
-use crate::types::time::WallMs;
+use crate::types::time::{Mono, WallMs};
 use crate::version::codec;
 use crate::version::hlc::Stamp;
 use crate::version::record::Digest;
@@ -388,7 +390,7 @@ impl Peers {
         Ok(Place { keyspace: keyspace.id, key, storage_key })
     }
 
-    /// Rule 7: the keyspace with this id.
+    /// Rule 8: the keyspace with this id.
     fn known<'a>(&self, map: &'a ClusterMap, id: u32) -> Result<&'a Keyspace, (Reason, String)> {
         let id = KeyspaceId(id);
         if map.has_dropped(id) {
@@ -483,8 +485,8 @@ impl PeerHandler for Peers {
         }
     }
 
-    fn observe_clock(&self, from: NodeId, clocks: PeerClocks) {
-        self.links.heard(from, clocks);
+    fn observe_clock(&self, from: NodeId, clocks: PeerClocks) -> Mono {
+        self.links.heard(from, clocks)
     }
 
     fn clock(&self) -> Stamp {
@@ -495,6 +497,11 @@ impl PeerHandler for Peers {
         let kind = operation.kind.take();
         if !self.is_admitted.load(Ordering::Acquire) && !matches!(kind, Some(operation::Kind::Ping(_))) {
             return reply.refuse(Reason::NotServing, NOT_ADMITTED);
+        }
+        if from.is_late(&operation) {
+            self.coordinator.driver.metrics.late_operations.inc();
+            return reply
+                .refuse(Reason::Late, "its sender has given it up, or it was under way for too long");
         }
         match kind {
             Some(operation::Kind::Store(store)) => {
@@ -527,10 +534,14 @@ impl PeerHandler for Peers {
                     Err((reason, message)) => reply.refuse(reason, message),
                 }
             }
-            Some(operation::Kind::Forward(forward)) => {
+            Some(operation::Kind::Forward(mut forward)) => {
                 if let Err((reason, message)) = self.known(&self.maps.current(), operation.keyspace_id) {
                     self.coordinator.driver.metrics.peer_refusals.inc();
                     return reply.refuse(reason, message);
+                }
+                if let Some(left) = from.patience(&operation) {
+                    let left = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
+                    forward.timeout_ms = forward.timeout_ms.min(left);
                 }
                 let coordinator = self.coordinator.clone();
                 tokio::spawn(async move {
@@ -568,21 +579,4 @@ impl PeerHandler for Peers {
             self.maps.answer_decree(request).await
         })
     }
-}
-
-/// What this node keeps, as peers are told.
-pub fn kept_to_wire(kept: Vec<Kept>) -> proto::KeptHints {
-    let one = |kept: Kept| proto::KeptFor {
-        target: kept.target.to_string(),
-        hints: kept.account.hints,
-        bytes: kept.account.bytes,
-        since_ms: kept.account.since.map_or(0, |since| since.0),
-        oldest: kept.oldest,
-        last: kept.last,
-        delivered: kept.account.delivered,
-        per_second: kept.per_second,
-        refused: kept.missed.map_or(0, |missed| missed.hints),
-        refusal: kept.missed.map(|missed| missed.why.to_string()).unwrap_or_default(),
-    };
-    proto::KeptHints { targets: kept.into_iter().map(one).collect() }
 }

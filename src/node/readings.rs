@@ -113,6 +113,7 @@ impl Reading for PageReading {
             key: Bytes::new(),
             sort: Bytes::new(),
             kind: Some(operation::Kind::Page(page_to_wire(&self.request))),
+            until_us: 0,
         }
     }
 

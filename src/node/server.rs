@@ -212,6 +212,7 @@ impl Node {
         let (serving, serving_seen) =
             watch::channel(Serving::Starting("not yet admitted by its peers".into()));
         let hints = Hints::load(
+            me.node,
             &config.hints,
             committer.storage(),
             committer.clone(),
@@ -270,8 +271,10 @@ impl Node {
         };
         node.serve(ports, peers, Arc::new(Ready { serving: serving_seen, metrics: metrics.clone() })).await?;
         links.connect_all();
-        for member in maps.current().layout.members.iter().filter(|member| member.id != me.node) {
-            node.tasks.push(tokio::spawn(hints::deliver(hints.clone(), links.clone(), member.id)));
+        let mut targets = hints.targets();
+        targets.extend(maps.current().layout.members.iter().map(|member| member.id));
+        for target in targets.into_iter().filter(|node| *node != me.node) {
+            node.tasks.push(tokio::spawn(hints::deliver(hints.clone(), links.clone(), target)));
         }
         node.tasks.push(tokio::spawn(maps.clone().follow(links, gossip)));
         node.tasks.push(tokio::spawn(sweeper::run(node.service.coordinator.clone(), maps.watch())));

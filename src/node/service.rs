@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::coordinator::{Coordinator, place};
 use super::decrees::{ChangeError, decided_but};
 use super::gossip::GossipHandle;
+use super::hints::kept_to_wire;
 use super::maps::Maps;
-use super::peers::kept_to_wire;
 use tokio::sync::oneshot;
 
 use crate::gossip::membership::Liveness;
@@ -182,7 +182,7 @@ impl NodeService {
 
     fn log_of(&self, map: &ClusterMap, holder: NodeId, kept: &proto::KeptFor) -> Option<HintLogView> {
         let target = kept.target.parse().ok()?;
-        let name = |node| map.member(node).map(|member| member.name.clone()).unwrap_or_default();
+        let name = |node| map.member(node).map_or_else(|| node.to_string(), |member| member.name.clone());
         Some(HintLogView {
             holder,
             holder_name: name(holder),

@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
@@ -16,7 +17,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::proto::{self, answer, peer_server::Peer};
 use super::transport::BoxFuture;
 use crate::types::ids::{LayoutVersion, NodeId};
-use crate::types::limits::{ENVELOPE_BYTES, ENVELOPE_OPS, LINK_OPS};
+use crate::types::limits::{ENVELOPE_BYTES, ENVELOPE_OPS, LINK_OPS, MESSAGE_AGE_MAX};
 use crate::types::time::{Mono, WallMs};
 use crate::version::hlc::Stamp;
 
@@ -27,6 +28,25 @@ pub struct Sender {
     pub node: NodeId,
     /// The layout version that the operations use.
     pub layout_version: LayoutVersion,
+    /// What its monotonic clock said when it sent the message, and says now.
+    pub sent: Mono,
+    /// Likewise.
+    pub now: Mono,
+}
+
+impl Sender {
+    /// Whether its operation comes too late to be carried out: it has given it up, or nobody knows any more what it
+    /// was for.
+    pub fn is_late(&self, operation: &proto::Operation) -> bool {
+        let age = Duration::from_micros(self.now.micros_since(self.sent));
+        (operation.until_us > 0 && self.now.0 > operation.until_us) || age > MESSAGE_AGE_MAX
+    }
+
+    /// How long it will wait for its operation; none if it does not say.
+    pub fn patience(&self, operation: &proto::Operation) -> Option<Duration> {
+        let until = operation.until_us;
+        (until > 0).then(|| Duration::from_micros(until.saturating_sub(self.now.0)))
+    }
 }
 
 /// Carries out the operations of peers.
@@ -37,8 +57,8 @@ pub trait PeerHandler: Send + Sync + 'static {
     fn accepts(&self, node: &str, nonce: &str) -> Option<NodeId>;
     /// The stream of `node`, started as `nonce`, has ended.
     fn gone(&self, node: NodeId, nonce: &str);
-    /// Follows a peer's hybrid clock, and notes what it says of the others.
-    fn observe_clock(&self, from: NodeId, clocks: PeerClocks);
+    /// Follows a peer's hybrid clock, and notes what it says of the others. What its monotonic clock says now.
+    fn observe_clock(&self, from: NodeId, clocks: PeerClocks) -> Mono;
     /// The own clock.
     fn clock(&self) -> Stamp;
     /// Carries out one operation and answers through `reply`, now or later.
@@ -182,8 +202,13 @@ impl<H: PeerHandler> Peer for PeerService<H> {
                     sender = Some((id, message.nonce.clone()));
                 }
                 let Some((id, _)) = &sender else { break };
-                node.observe_clock(*id, PeerClocks::of(&message));
-                let from = Sender { node: *id, layout_version: LayoutVersion(message.layout_version) };
+                let clocks = PeerClocks::of(&message);
+                let from = Sender {
+                    node: *id,
+                    layout_version: LayoutVersion(message.layout_version),
+                    sent: clocks.up,
+                    now: node.observe_clock(*id, clocks),
+                };
                 for operation in message.operations {
                     let before = under_way.fetch_add(1, Ordering::Relaxed);
                     let reply =
@@ -215,5 +240,23 @@ impl<H: PeerHandler> Peer for PeerService<H> {
         request: Request<proto::DecreeRequest>,
     ) -> Result<Response<proto::DecreeResponse>, Status> {
         self.node.decree(request.into_inner()).await.map(Response::new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operation_is_late_when_its_sender_has_given_it_up_or_it_is_old() {
+        let at = |seconds: u64| Mono(1 + seconds * 1_000_000);
+        let (node, layout_version) = (NodeId(1), LayoutVersion(1));
+        let from = |sent, now| Sender { node, layout_version, sent: at(sent), now: at(now) };
+        let until = |seconds| proto::Operation { until_us: at(seconds).0, ..proto::Operation::default() };
+        assert!(!from(5, 6).is_late(&until(6)) && from(5, 7).is_late(&until(6)));
+        assert_eq!(from(5, 6).patience(&until(8)), Some(Duration::from_secs(2)));
+        let for_ever = proto::Operation::default();
+        assert!(!from(5, 605).is_late(&for_ever) && from(5, 606).is_late(&for_ever));
+        assert_eq!(from(5, 6).patience(&for_ever), None);
     }
 }

@@ -99,6 +99,8 @@ pub struct Metrics {
     pub commit_jobs: Counter,
     /// Operations of peers refused, and stamps that were too far ahead.
     pub peer_refusals: Counter,
+    /// Operations of peers that came too late to be carried out.
+    pub late_operations: Counter,
     /// Stamps refused for being too far ahead of the own clock.
     pub clock_skew: Counter,
     /// How far the own wall clock is ahead of what is believed of it, in milliseconds.
@@ -115,6 +117,8 @@ pub struct Metrics {
     pub hints_damaged: Counter,
     /// Hints of dropped keyspaces.
     pub hints_dropped: Counter,
+    /// Hints of nodes that have left, handed on to the homes of their keys.
+    pub hints_handed_on: Counter,
     /// Hints kept now.
     pub hints_waiting: Gauge<u64, AtomicU64>,
     /// Their bytes.
@@ -188,6 +192,11 @@ impl Default for Metrics {
             commit_groups: register!("commit_groups", "Syncs of the commit thread", Counter::default()),
             commit_jobs: register!("commit_jobs", "Jobs of the commit thread", Counter::default()),
             peer_refusals: register!("peer_refusals", "Operations of peers refused", Counter::default()),
+            late_operations: register!(
+                "late_operations",
+                "Operations of peers that came too late",
+                Counter::default()
+            ),
             clock_skew: register!("clock_skew_refusals", "Stamps too far ahead", Counter::default()),
             clock_error: register!(
                 "clock_error_ms",
@@ -200,6 +209,11 @@ impl Default for Metrics {
             hints_expired: register!("hints_expired", "Hints that were too old", Counter::default()),
             hints_damaged: register!("hints_damaged", "Hints found damaged", Counter::default()),
             hints_dropped: register!("hints_dropped", "Hints of dropped keyspaces", Counter::default()),
+            hints_handed_on: register!(
+                "hints_handed_on",
+                "Hints of nodes that have left, handed on",
+                Counter::default()
+            ),
             hints_waiting: register!("hints_waiting", "Hints kept now", Gauge::default()),
             hint_bytes: register!("hint_bytes", "Bytes of the hints kept now", Gauge::default()),
             swept_records: register!(

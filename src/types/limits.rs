@@ -95,6 +95,8 @@ pub const LINK_BYTES: usize = 256 << 20;
 pub const ENVELOPE_OPS: usize = 256;
 /// Bytes after which a peer message is closed.
 pub const ENVELOPE_BYTES: usize = 256 << 10;
+/// How long a peer message may be under way: what comes later could bring back what was purged meanwhile.
+pub const MESSAGE_AGE_MAX: Duration = Duration::from_secs(600);
 /// Jobs that wait for the commit thread, past which writes are refused.
 pub const COMMIT_QUEUE: usize = 8_192;
 /// Jobs that share one sync at the most.
@@ -244,6 +246,7 @@ const _: () = assert!(ENVELOPE_BYTES < MESSAGE_BYTES_MAX && SCAN_PAGE_BYTES < ME
 const _: () = assert!(HINT_WINDOW_BYTES.0 < HINT_WINDOW_BYTES.1 && HINT_WINDOW_BYTES.1 < LINK_BYTES as u64);
 const _: () = assert!(SWEEP_RECORDS <= COMMIT_GROUP && SWEEP_REST.0 < SWEEP_REST.1);
 const _: () = assert!(HINT_TARGET_BYTES_DEFAULT <= HINT_TOTAL_BYTES_DEFAULT);
+const _: () = assert!(TIMEOUT_MAX.as_millis() < MESSAGE_AGE_MAX.as_millis());
 const _: () = assert!(NODES_MAX < u16::MAX as usize);
 const _: () = assert!(GOSSIP_ADDRESS_BYTES + NAME_BYTES + 128 <= GOSSIP_STATE_BYTES);
 const _: () = assert!(2 * GOSSIP_STATE_BYTES + 256 <= GOSSIP_PACKET_BYTES);

@@ -16,7 +16,9 @@
 //! Invariants:
 //! 1. With fewer than three clocks the own one is believed: of two nobody knows which is wrong.
 //! 2. A peer that has been silent for two windows counts no more.
-//! 3. Monotonic clocks begin anew with each process: whoever hears of a new connection calls [`Median::forget`].
+//! 3. What is known of how far a peer's monotonic clock is outlasts a silence of its live link: only a process that
+//!    was frozen, this one, finds one, and what it reads first then is old.
+//! 4. Monotonic clocks begin anew with each process: whoever hears of a new connection calls [`Median::forget`].
 //!
 //! It sets no clock, and says nothing of expiry that the caller does not ask with.
 
@@ -27,6 +29,8 @@ use crate::types::time::{Mono, WallMs};
 
 /// How long the greatest distance of a peer's clock is kept, at least; at most twice that.
 const WINDOW_US: u64 = 5_000_000;
+/// How far two monotonic clocks may drift apart in such a time, in milliseconds: 600 parts in a million.
+const DRIFT_MS: u64 = 3;
 
 /// What is known of a peer's clocks, in milliseconds.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +42,13 @@ struct Heard {
     before: Option<i64>,
     /// How far its wall clock is ahead of its monotonic one.
     ahead: i64,
+}
+
+impl Heard {
+    /// How far its monotonic clock is ahead of the own one.
+    fn distance(&self) -> i64 {
+        self.now.max(self.before.unwrap_or(i64::MIN))
+    }
 }
 
 /// The clocks of the nodes that were heard of late.
@@ -61,9 +72,21 @@ impl Median {
             Some(old) if old.window + 1 == window => {
                 Heard { window, now: distance, before: Some(old.now), ahead }
             }
-            _ => Heard { window, now: distance, before: None, ahead },
+            Some(old) => {
+                let drift = ms(window.saturating_sub(old.window).saturating_mul(DRIFT_MS));
+                Heard { window, now: distance, before: Some(old.distance().saturating_sub(drift)), ahead }
+            }
+            None => Heard { window, now: distance, before: None, ahead },
         };
         self.heard.insert(from, next);
+    }
+
+    /// What a peer's monotonic clock says now, as far as it is known here: never more than it does, and less only by
+    /// what its fastest message of late took.
+    pub fn up(&self, from: NodeId, at: Mono) -> Option<Mono> {
+        let distance = self.heard.get(&from)?.distance();
+        let up = ms(at.0 / 1_000).saturating_add(distance);
+        Some(Mono(u64::try_from(up).unwrap_or(0).saturating_mul(1_000)))
     }
 
     /// Forgets what a peer said.
@@ -75,8 +98,7 @@ impl Median {
     fn median(&self, own: WallMs, at: Mono) -> (i64, usize) {
         let window = at.0 / WINDOW_US;
         let fresh = self.heard.values().filter(|heard| heard.window + 1 >= window);
-        let peers =
-            fresh.map(|heard| heard.now.max(heard.before.unwrap_or(i64::MIN)).saturating_add(heard.ahead));
+        let peers = fresh.map(|heard| heard.distance().saturating_add(heard.ahead));
         let mut clocks: Vec<i64> = peers.map(|distance| distance.saturating_add(ms(at.0 / 1_000))).collect();
         clocks.push(ms(own.0));
         clocks.sort_unstable();
@@ -176,6 +198,23 @@ mod tests {
             median.heard(NodeId(node), wall(101), at(0), at(8));
         }
         assert_eq!(median.believe(wall(900), at(8), LIMIT), WallMs(wall(101).0 + LIMIT));
+    }
+
+    /// A process that was frozen reads old messages first: they neither put the clock back nor seem young.
+    #[test]
+    fn what_waited_for_a_frozen_process_is_known_to_be_old() {
+        let mut median = heard(&[(2, wall(100)), (3, wall(100))], at(7));
+        let own_up = |median: &Median, at| median.up(NodeId(2), at).expect("heard");
+        assert_eq!(own_up(&median, at(8)), at(8));
+        for node in [2, 3] {
+            median.heard(NodeId(node), wall(101), at(8), at(68));
+        }
+        let now = own_up(&median, at(68));
+        assert!(now <= at(68) && now + std::time::Duration::from_millis(100) > at(68), "{now}");
+        let believed = median.believe(wall(161), at(68), LIMIT);
+        assert_eq!(believed, wall(161), "not a minute ago");
+        median.forget(NodeId(2));
+        assert_eq!(median.up(NodeId(2), at(69)), None);
     }
 
     proptest! {

@@ -245,6 +245,7 @@ fn operations() -> proto::Operations {
         key: Bytes::from_static(b"key"),
         sort: Bytes::from_static(b"sort"),
         kind: Some(kind),
+        until_us: 12_345_678,
     };
     let page = proto::FetchPage {
         partition: 3,

@@ -20,6 +20,7 @@ mod dev;
 mod errors;
 mod hints;
 mod keyspaces;
+mod late;
 mod library;
 mod load;
 mod overload;

@@ -10,7 +10,7 @@ use tonic::Code;
 use crate::client::{self, assert_refused, bytes, get, get_r, kv, put, values};
 use crate::cluster::{Cluster, alone, cli, eventually, said};
 
-fn json(at: SocketAddr, arguments: &[&str]) -> Value {
+pub fn json(at: SocketAddr, arguments: &[&str]) -> Value {
     let (output, _) = cli(&[at], &[arguments, &["-o", "json"]].concat());
     serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("no JSON: {}", said(&output)))
 }
