@@ -11,48 +11,58 @@ use bytes::Bytes;
 use crate::client::{Answered, Attempt};
 use crate::error::Error;
 use crate::keyspace::Keyspace;
-use crate::proto::{self, batch_item, batch_status};
-use crate::request::{Answer, Delete, Get, Put, deadline, op_of_write};
+use crate::proto::{self, batch_item, batch_status, session_request};
+use crate::request::{Answer, Delete, Get, Put, deadline};
 use crate::retry::Op;
 use crate::route::Place;
 use crate::values::{Found, Key, Written};
 
-/// One request of a batch: a [`Put`], [`Get`] or [`Delete`] with its options. Its own timeout does not count.
+/// One request of a batch or a [`Pipeline`](crate::Pipeline): a [`Put`], [`Get`] or [`Delete`] with its options. In a
+/// batch its own timeout does not count.
 #[derive(Debug, Clone)]
-pub struct Item(batch_item::Request);
-
-impl From<Put> for Item {
-    fn from(put: Put) -> Item {
-        Item(batch_item::Request::Put(put.message))
-    }
+pub struct Item {
+    request: batch_item::Request,
+    /// What it is to the retries.
+    pub(crate) op: Op,
+    pub(crate) timeout: Option<Duration>,
+    /// Whether it was made in a session.
+    pub(crate) in_session: bool,
 }
 
-impl From<Get> for Item {
-    fn from(get: Get) -> Item {
-        Item(batch_item::Request::Get(get.message))
-    }
+macro_rules! items {
+    ($($of:ident),*) => {$(
+        impl From<$of> for Item {
+            fn from(of: $of) -> Item {
+                let in_session = of.keyspace.session.is_some();
+                Item { op: of.op(), timeout: of.timeout, in_session, request: batch_item::Request::$of(of.message) }
+            }
+        }
+    )*};
 }
 
-impl From<Delete> for Item {
-    fn from(delete: Delete) -> Item {
-        Item(batch_item::Request::Delete(delete.message))
-    }
-}
+items!(Put, Get, Delete);
 
 impl Item {
-    fn op(&self) -> Op {
-        match &self.0 {
-            batch_item::Request::Put(put) => op_of_write(&put.request_id),
-            batch_item::Request::Delete(delete) => op_of_write(&delete.request_id),
-            batch_item::Request::Get(_) => Op::Read,
-        }
-    }
-
-    fn place(&self) -> Place<'_> {
-        match &self.0 {
+    pub(crate) fn place(&self) -> Place<'_> {
+        match &self.request {
             batch_item::Request::Put(put) => Place { keyspace: &put.keyspace, key: &put.key },
             batch_item::Request::Delete(delete) => Place { keyspace: &delete.keyspace, key: &delete.key },
             batch_item::Request::Get(get) => Place { keyspace: &get.keyspace, key: &get.key },
+        }
+    }
+
+    /// As a stream carries it, with the time that the node has.
+    pub(crate) fn in_time(&self, timeout_ms: u64) -> session_request::Request {
+        match self.request.clone() {
+            batch_item::Request::Put(put) => {
+                session_request::Request::Put(proto::PutRequest { timeout_ms, ..put })
+            }
+            batch_item::Request::Get(get) => {
+                session_request::Request::Get(proto::GetRequest { timeout_ms, ..get })
+            }
+            batch_item::Request::Delete(delete) => {
+                session_request::Request::Delete(proto::DeleteRequest { timeout_ms, ..delete })
+            }
         }
     }
 }
@@ -112,7 +122,7 @@ impl Batch {
 
     /// What the batch is to the retries: as its riskiest item.
     fn op(&self) -> Op {
-        let has = |op| self.items.iter().any(|item| item.op() == op);
+        let has = |op| self.items.iter().any(|item| item.op == op);
         match (has(Op::Write), has(Op::NamedWrite)) {
             (true, _) => Op::Write,
             (false, true) => Op::NamedWrite,
@@ -121,11 +131,11 @@ impl Batch {
     }
 
     async fn send(self) -> Result<Vec<Result<Outcome, Error>>, Error> {
-        if self.keyspace.session.is_some() {
+        if self.keyspace.session.is_some() || self.items.iter().any(|item| item.in_session) {
             return Err(Error::invalid("batch: can't go through a session"));
         }
         let items: Vec<_> =
-            self.items.iter().map(|item| proto::BatchItem { request: Some(item.0.clone()) }).collect();
+            self.items.iter().map(|item| proto::BatchItem { request: Some(item.request.clone()) }).collect();
         let request = proto::BatchRequest { items, ..Default::default() };
         let send = |attempt: Attempt| {
             let request = proto::BatchRequest { timeout_ms: attempt.timeout_ms(), ..request.clone() };
@@ -135,7 +145,7 @@ impl Batch {
         let until = deadline(&self.keyspace, self.timeout);
         let Answered { answer, attempts } =
             self.keyspace.client.0.call(self.op(), place, until, send).await?;
-        let ops = self.items.iter().map(Item::op);
+        let ops = self.items.iter().map(|item| item.op);
         Ok(answer.statuses.into_iter().zip(ops).map(|(status, op)| outcome(status, op, attempts)).collect())
     }
 }

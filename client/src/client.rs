@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 use tonic::{Response, Status};
 
 use crate::endpoint::{Connection, Target};
-use crate::error::{Error, Reached, Worst};
+use crate::error::{AttemptError, Error, Reached, Worst};
 use crate::keyspace::Keyspace;
 use crate::proto::cluster_client::ClusterClient;
 use crate::proto::kv_client::KvClient;
@@ -197,6 +197,9 @@ pub struct Attempt {
     pub channel: Channel,
     /// What the node is to be told as its time; a little less than there is.
     pub timeout: Duration,
+    pub(crate) address: Arc<str>,
+    /// Which of the connections to this address it is.
+    pub(crate) connection: u64,
 }
 
 impl Attempt {
@@ -224,6 +227,11 @@ impl Attempt {
 /// A duration as requests carry it.
 pub(crate) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// When a request with this time of its own must be answered.
+pub(crate) fn deadline_of(client: &Client, timeout: Option<Duration>) -> Instant {
+    Instant::now() + timeout.unwrap_or(client.0.settings.timeout)
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -258,7 +266,7 @@ impl Client {
 
     /// The nodes that the client knows now, as `host:port`.
     pub fn endpoints(&self) -> Vec<String> {
-        self.0.targets().iter().map(|target| target.address.clone()).collect()
+        self.0.targets().iter().map(|target| target.address.to_string()).collect()
     }
 
     /// Asks the cluster who owns what, now. It happens by itself too: at first, twice a minute, and when a node
@@ -311,7 +319,7 @@ impl Inner {
     }
 
     /// Sends a request until it is answered, refused for good, or out of time, attempts or budget.
-    pub async fn call<T, F, Fut>(
+    pub async fn call<T, E, F, Fut>(
         self: &Arc<Inner>,
         op: Op,
         place: Option<Place<'_>>,
@@ -319,8 +327,9 @@ impl Inner {
         send: F,
     ) -> Result<Answered<T>, Error>
     where
+        E: AttemptError,
         F: Fn(Attempt) -> Fut,
-        Fut: Future<Output = Result<Response<T>, Status>>,
+        Fut: Future<Output = Result<Response<T>, E>>,
     {
         let all = deadline.saturating_duration_since(Instant::now());
         locked(&self.budget).earn();
@@ -382,7 +391,7 @@ impl Inner {
                     connected,
                     given: target.given,
                     tries: tried.map_or(0, |(_, count)| *count),
-                    home: homes.iter().position(|home| *home == target.address),
+                    home: homes.iter().position(|home| *home == &*target.address),
                 }
             })
             .collect();
@@ -411,7 +420,7 @@ impl Inner {
     }
 
     /// One attempt at one endpoint, within the deadline.
-    async fn attempt<T, F, Fut>(
+    async fn attempt<T, E, F, Fut>(
         &self,
         target: &Target,
         op: Op,
@@ -419,22 +428,24 @@ impl Inner {
         send: &F,
     ) -> Result<T, Error>
     where
+        E: AttemptError,
         F: Fn(Attempt) -> Fut,
-        Fut: Future<Output = Result<Response<T>, Status>>,
+        Fut: Future<Output = Result<Response<T>, E>>,
     {
         let connection = target.connection(deadline).await?;
-        let Connection { channel, .. } = connection.clone();
+        let Connection { channel, number } = connection.clone();
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(Error::not_begun("no time was left to send it; nothing was sent"));
         }
         let timeout = left - (left / 4).min(self.settings.margin);
-        let error = match tokio::time::timeout_at(deadline, send(Attempt { channel, timeout })).await {
+        let attempt = Attempt { channel, timeout, address: target.address.clone(), connection: number };
+        let error = match tokio::time::timeout_at(deadline, send(attempt)).await {
             Ok(Ok(answer)) => {
                 target.answered();
                 return Ok(answer.into_inner());
             }
-            Ok(Err(status)) => Error::from_status(&target.address, &status, op),
+            Ok(Err(error)) => error.into_error(&target.address, op),
             Err(_) => Error::silence(&target.address, op),
         };
         target.failed(&connection, &error);
@@ -481,7 +492,7 @@ impl Inner {
             let status = cluster.status(proto::StatusRequest {}).await?.into_inner();
             let layout = cluster.layout(proto::LayoutRequest {}).await?.into_inner();
             let keyspaces = cluster.list_keyspaces(proto::ListKeyspacesRequest {}).await?.into_inner();
-            Ok(Response::new(Table::new(status, layout, keyspaces)))
+            Ok::<_, Status>(Response::new(Table::new(status, layout, keyspaces)))
         };
         // Boxed: a refresh is a call, and a call may begin one.
         let pulled: std::pin::Pin<Box<dyn Future<Output = _> + Send + '_>> =
@@ -503,10 +514,10 @@ impl Inner {
     /// Takes the table's nodes as endpoints, in place of those that an earlier table named.
     fn learn(&self, table: &Table) {
         let mut targets = self.targets.write().unwrap_or_else(PoisonError::into_inner);
-        let told = |target: &Target| table.addresses().any(|address| address == target.address);
+        let told = |target: &Target| table.addresses().any(|address| address == &*target.address);
         let mut now: Vec<Arc<Target>> = targets.iter().filter(|t| t.given || told(t)).cloned().collect();
         for address in table.addresses() {
-            if !now.iter().any(|target| target.address == address)
+            if !now.iter().any(|target| &*target.address == address)
                 // What is no address is no use.
                 && let Ok(target) = Target::new(address, false)
             {

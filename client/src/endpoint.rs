@@ -30,7 +30,7 @@ const AVOIDED_UNWELL: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Target {
     /// `host:port`.
-    pub address: String,
+    pub address: Arc<str>,
     /// Whether the user named it.
     pub given: bool,
     endpoint: Endpoint,
@@ -66,7 +66,8 @@ impl State {
 pub struct Connection {
     /// The connection.
     pub channel: Channel,
-    number: u64,
+    /// Counts the connections to its endpoint.
+    pub number: u64,
 }
 
 /// `host:port` without a scheme; an error names what is wrong.
@@ -93,7 +94,7 @@ impl Target {
             .initial_connection_window_size(Some(16 << 20))
             .connect_timeout(CONNECT_TIMEOUT);
         Ok(Target {
-            address,
+            address: address.into(),
             given,
             endpoint,
             state: Mutex::default(),

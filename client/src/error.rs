@@ -144,7 +144,18 @@ impl Error {
         }
     }
 
-    /// What the error of one request of a batch means.
+    /// What the end of a stream means for a request on it that has no answer: it may have been carried out, whatever
+    /// the stream's own status is, unless there was no connection, or no such stream.
+    pub(crate) fn of_stream(address: &str, status: &Status, op: Op) -> Error {
+        let error = Error::from_status(address, status, op);
+        if error.reached == Reached::Nobody || error.code == Code::Unimplemented {
+            return error;
+        }
+        let lost = Status::unavailable(format!("the stream ended: {}", words(status)));
+        Error::from_status(address, &lost, op)
+    }
+
+    /// What the error of one request of a batch or a stream means.
     pub(crate) fn from_request(error: proto::RequestError, op: Op) -> Error {
         let code = Code::from_i32(i32::try_from(error.code).unwrap_or(Code::Unknown as i32));
         let failure = error.failure.unwrap_or_default();
@@ -172,6 +183,18 @@ impl Error {
     /// Whether the failed write surely changed nothing.
     pub fn surely_not_applied(&self) -> bool {
         self.applied == Applied::No
+    }
+}
+
+/// How an attempt fails.
+pub(crate) trait AttemptError {
+    /// What it means for an `op` that was sent to `address`.
+    fn into_error(self, address: &str, op: Op) -> Error;
+}
+
+impl AttemptError for Status {
+    fn into_error(self, address: &str, op: Op) -> Error {
+        Error::from_status(address, &self, op)
     }
 }
 
@@ -327,6 +350,19 @@ mod tests {
         let broken = of(&Status::unknown("broken"), Op::Write);
         assert_eq!(broken.reached, Reached::Connection);
         assert!(broken.message.starts_with("a:1: "), "{broken}");
+    }
+
+    #[test]
+    fn the_end_of_a_stream_says_nothing_of_its_requests() {
+        for code in [Code::InvalidArgument, Code::ResourceExhausted, Code::Unavailable, Code::Cancelled] {
+            for status in [Status::new(code, "x"), status(code, proto::Applied::No)] {
+                let error = Error::of_stream("a:1", &status, Op::Write);
+                let said = (error.applied, error.reached, error.code);
+                assert_eq!(said, (Applied::Maybe, Reached::Connection, Code::Unavailable), "{status:?}");
+            }
+        }
+        let none = Error::of_stream("a:1", &Status::unimplemented("no such call"), Op::Write);
+        assert_eq!((none.applied, none.code), (Applied::No, Code::Unimplemented));
     }
 
     #[test]

@@ -49,10 +49,15 @@
 //! id are refused as overloaded. A stream of more than 1 500 writes a second and node, for long, had better go without:
 //! [`Put::unnamed`], or [`Builder::request_ids`] for all. Such writes are sent again only if they were surely not applied.
 //!
+//! # Many requests
+//!
+//! A [`Pipeline`] carries them on one stream to each node, answered as they are ready, with the same routing and retries.
+//! That costs the client and the nodes much less than a call for each.
+//!
 //! # What it does not do
 //!
-//! No TLS and no authentication, as the server has none yet. No use of the `Session` stream. An update in an `lww`
-//! keyspace is no atomic read-modify-write.
+//! No TLS and no authentication, as the server has none yet. An update in an `lww` keyspace is no atomic
+//! read-modify-write.
 
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
@@ -63,6 +68,7 @@ mod cluster;
 mod endpoint;
 mod error;
 mod keyspace;
+mod pipeline;
 pub mod proto;
 mod request;
 pub mod retry;
@@ -77,6 +83,7 @@ pub use client::{Attempt, Builder, Client};
 pub use cluster::NewKeyspace;
 pub use error::{Applied, Code, Conflict, Error, Reached};
 pub use keyspace::Keyspace;
+pub use pipeline::Pipeline;
 pub use proto::{KeyspaceInfo, NodeStatus, StatusResponse};
 pub use request::{Answer, Delete, Get, Put, RequestId};
 pub use retry::{Op, RetryPolicy};

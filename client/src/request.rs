@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::Instant;
+use tonic::{Response, Status};
 
-use crate::client::{Answered, Attempt};
+use crate::client::{Answered, Attempt, deadline_of};
 use crate::error::Error;
 use crate::keyspace::Keyspace;
 use crate::proto;
@@ -44,13 +45,37 @@ fn id_bytes(id: RequestId) -> Bytes {
     Bytes::copy_from_slice(&id.0)
 }
 
-pub(crate) fn op_of_write(request_id: &Bytes) -> Op {
-    if request_id.is_empty() { Op::Write } else { Op::NamedWrite }
-}
-
 /// When a request with this time of its own must be answered.
 pub(crate) fn deadline(keyspace: &Keyspace, timeout: Option<Duration>) -> Instant {
-    Instant::now() + timeout.unwrap_or(keyspace.client.0.settings.timeout)
+    deadline_of(&keyspace.client, timeout)
+}
+
+/// Sends a request to a home replica of `key`; in a session, in its turn and with its token, which the answer's follows.
+async fn send<T, F, Fut>(
+    keyspace: &Keyspace,
+    op: Op,
+    key: &[u8],
+    timeout: Option<Duration>,
+    send: F,
+    token_of: fn(&T) -> &Bytes,
+) -> Result<Answered<T>, Error>
+where
+    F: Fn(Attempt, Option<Bytes>) -> Fut,
+    Fut: Future<Output = Result<Response<T>, Status>>,
+{
+    let until = deadline(keyspace, timeout);
+    let mut turn = match &keyspace.session {
+        Some(session) => Some(session.turn(until).await?),
+        None => None,
+    };
+    let token = turn.as_deref().cloned();
+    let place = Place { keyspace: keyspace.name(), key };
+    let in_turn = |attempt| send(attempt, token.clone());
+    let answered = keyspace.client.0.call(op, Some(place), until, in_turn).await?;
+    if let Some(token) = turn.as_deref_mut() {
+        token.clone_from(token_of(&answered.answer));
+    }
+    Ok(answered)
 }
 
 macro_rules! options_of_writes {
@@ -93,8 +118,17 @@ macro_rules! options_of_writes {
                 self
             }
 
-            fn op(&self) -> Op {
-                op_of_write(&self.message.request_id)
+            /// Without a request id, and sent again all the same when its answer was lost: the caller says that twice
+            /// does as much as once. So it is in an `lww` keyspace while nobody else writes the key.
+            pub fn repeatable(mut self) -> Self {
+                self.repeatable = true;
+                self.unnamed()
+            }
+
+            /// What it is to the retries.
+            pub(crate) fn op(&self) -> Op {
+                let is_named = self.repeatable || !self.message.request_id.is_empty();
+                if is_named { Op::NamedWrite } else { Op::Write }
             }
         }
     };
@@ -104,9 +138,10 @@ macro_rules! options_of_writes {
 #[derive(Debug, Clone)]
 #[must_use = "a put is sent when it is awaited"]
 pub struct Put {
-    keyspace: Keyspace,
+    pub(crate) keyspace: Keyspace,
     pub(crate) message: proto::PutRequest,
-    timeout: Option<Duration>,
+    pub(crate) timeout: Option<Duration>,
+    repeatable: bool,
 }
 
 options_of_writes!(Put, of_put);
@@ -121,7 +156,7 @@ impl Put {
             request_id: new_id(&keyspace),
             ..Default::default()
         };
-        Put { keyspace, message, timeout: None }
+        Put { keyspace, message, timeout: None, repeatable: false }
     }
 
     /// How long the value lives, instead of the keyspace's own; in milliseconds, one at the least.
@@ -131,26 +166,14 @@ impl Put {
     }
 
     async fn send(self) -> Result<Written, Error> {
-        let (Put { keyspace, message, .. }, op, until) =
-            (&self, self.op(), deadline(&self.keyspace, self.timeout));
-        let mut turn = match &keyspace.session {
-            Some(session) => Some(session.turn(until).await?),
-            None => None,
-        };
-        let token = turn.as_deref().cloned();
-        let send = |attempt: Attempt| {
-            let message = proto::PutRequest {
-                timeout_ms: attempt.timeout_ms(),
-                session: token.clone(),
-                ..message.clone()
-            };
+        let attempt = |attempt: Attempt, session| {
+            let timeout_ms = attempt.timeout_ms();
+            let message = proto::PutRequest { timeout_ms, session, ..self.message.clone() };
             async move { attempt.kv().put(message).await }
         };
-        let place = Place { keyspace: keyspace.name(), key: &message.key };
-        let Answered { answer, attempts } = keyspace.client.0.call(op, Some(place), until, send).await?;
-        if let Some(token) = turn.as_deref_mut() {
-            *token = answer.session.clone();
-        }
+        let (op, key) = (self.op(), &self.message.key);
+        let sent = send(&self.keyspace, op, key, self.timeout, attempt, |answer| &answer.session);
+        let Answered { answer, attempts } = sent.await?;
         Ok(Written::of_put(answer, attempts))
     }
 }
@@ -159,9 +182,10 @@ impl Put {
 #[derive(Debug, Clone)]
 #[must_use = "a delete is sent when it is awaited"]
 pub struct Delete {
-    keyspace: Keyspace,
+    pub(crate) keyspace: Keyspace,
     pub(crate) message: proto::DeleteRequest,
-    timeout: Option<Duration>,
+    pub(crate) timeout: Option<Duration>,
+    repeatable: bool,
 }
 
 options_of_writes!(Delete, of_delete);
@@ -175,30 +199,18 @@ impl Delete {
             request_id: new_id(&keyspace),
             ..Default::default()
         };
-        Delete { keyspace, message, timeout: None }
+        Delete { keyspace, message, timeout: None, repeatable: false }
     }
 
     async fn send(self) -> Result<Written, Error> {
-        let (Delete { keyspace, message, .. }, op, until) =
-            (&self, self.op(), deadline(&self.keyspace, self.timeout));
-        let mut turn = match &keyspace.session {
-            Some(session) => Some(session.turn(until).await?),
-            None => None,
-        };
-        let token = turn.as_deref().cloned();
-        let send = |attempt: Attempt| {
-            let message = proto::DeleteRequest {
-                timeout_ms: attempt.timeout_ms(),
-                session: token.clone(),
-                ..message.clone()
-            };
+        let attempt = |attempt: Attempt, session| {
+            let timeout_ms = attempt.timeout_ms();
+            let message = proto::DeleteRequest { timeout_ms, session, ..self.message.clone() };
             async move { attempt.kv().delete(message).await }
         };
-        let place = Place { keyspace: keyspace.name(), key: &message.key };
-        let Answered { answer, attempts } = keyspace.client.0.call(op, Some(place), until, send).await?;
-        if let Some(token) = turn.as_deref_mut() {
-            *token = answer.session.clone();
-        }
+        let (op, key) = (self.op(), &self.message.key);
+        let sent = send(&self.keyspace, op, key, self.timeout, attempt, |answer| &answer.session);
+        let Answered { answer, attempts } = sent.await?;
         Ok(Written::of_delete(answer, attempts))
     }
 }
@@ -207,9 +219,9 @@ impl Delete {
 #[derive(Debug, Clone)]
 #[must_use = "a get is sent when it is awaited"]
 pub struct Get {
-    keyspace: Keyspace,
+    pub(crate) keyspace: Keyspace,
     pub(crate) message: proto::GetRequest,
-    timeout: Option<Duration>,
+    pub(crate) timeout: Option<Duration>,
 }
 
 impl Get {
@@ -241,27 +253,19 @@ impl Get {
         self
     }
 
+    pub(crate) fn op(&self) -> Op {
+        Op::Read
+    }
+
     async fn send(self) -> Result<Found, Error> {
-        let (Get { keyspace, message, .. }, until) = (&self, deadline(&self.keyspace, self.timeout));
-        let mut turn = match &keyspace.session {
-            Some(session) => Some(session.turn(until).await?),
-            None => None,
-        };
-        let token = turn.as_deref().cloned();
-        let send = |attempt: Attempt| {
-            let message = proto::GetRequest {
-                timeout_ms: attempt.timeout_ms(),
-                session: token.clone(),
-                ..message.clone()
-            };
+        let attempt = |attempt: Attempt, session| {
+            let message =
+                proto::GetRequest { timeout_ms: attempt.timeout_ms(), session, ..self.message.clone() };
             async move { attempt.kv().get(message).await }
         };
-        let place = Place { keyspace: keyspace.name(), key: &message.key };
-        let Answered { answer, attempts } =
-            keyspace.client.0.call(Op::Read, Some(place), until, send).await?;
-        if let Some(token) = turn.as_deref_mut() {
-            *token = answer.session.clone();
-        }
+        let (op, key) = (self.op(), &self.message.key);
+        let sent = send(&self.keyspace, op, key, self.timeout, attempt, |answer| &answer.session);
+        let Answered { answer, attempts } = sent.await?;
         Ok(Found::new(answer, attempts))
     }
 }

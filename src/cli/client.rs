@@ -82,15 +82,21 @@ pub struct Client {
 }
 
 /// A client of `quoral-client` with a command line's habits; connects when first used.
-fn inner(endpoints: &[String], timeout: Duration) -> Result<quoral_client::Client, quoral_client::Error> {
+fn builder(endpoints: &[String], timeout: Duration) -> quoral_client::Builder {
     quoral_client::Client::builder()
         .endpoints(endpoints)
         .timeout(timeout)
         .retries(RETRIES)
         .retry_budget(1.0, RETRIES_SAVED)
-        .routing(false)
-        .in_order(true)
-        .connect_lazy()
+}
+
+fn bad_endpoints(error: &quoral_client::Error) -> CliError {
+    CliError::usage(format!("--endpoints: {error}"))
+}
+
+/// A client that learns the nodes and sends to home replicas, for verbs that send much.
+pub fn routed(endpoints: &[String], timeout: Duration) -> Result<quoral_client::Client, CliError> {
+    builder(endpoints, timeout).connect_lazy().map_err(|error| bad_endpoints(&error))
 }
 
 impl Client {
@@ -105,7 +111,8 @@ impl Client {
         if endpoints.is_empty() {
             return Err(CliError::usage("--endpoints: must have at least one host:port"));
         }
-        let inner = inner(endpoints, timeout).map_err(|e| CliError::usage(format!("--endpoints: {e}")))?;
+        let inner = builder(endpoints, timeout).routing(false).in_order(true).connect_lazy();
+        let inner = inner.map_err(|error| bad_endpoints(&error))?;
         Ok(Client { inner, endpoints: endpoints.into(), timeout })
     }
 
@@ -152,6 +159,23 @@ impl Client {
         match last {
             Some(error) if channels.is_empty() => Err(error),
             _ => Ok(channels),
+        }
+    }
+
+    /// A stream to every endpoint that can be reached now, likewise. Nothing is sent again.
+    pub async fn pipelines(&self) -> Result<Vec<quoral_client::Pipeline>, CliError> {
+        let (mut pipelines, mut last) = (Vec::new(), None);
+        for endpoint in self.endpoints.iter() {
+            let endpoint = std::slice::from_ref(endpoint);
+            let client = builder(endpoint, self.timeout).routing(false).retries(RetryPolicy::NEVER);
+            match client.connect().await {
+                Ok(client) => pipelines.push(client.pipeline()),
+                Err(error) => last = Some(error),
+            }
+        }
+        match last {
+            Some(error) if pipelines.is_empty() => Err(error.into()),
+            _ => Ok(pipelines),
         }
     }
 

@@ -131,7 +131,7 @@ impl LoadArgs {
         let checkpoint = size.map(|_| Checkpoint::of(&self.file, owner));
         let reader = self.reader(file, checkpoint.as_ref())?;
         let siblings = info.conflicts == Conflicts::Siblings.to_string();
-        let sender = Arc::new(Sender::new(global, &known, siblings, self.w, self.row_timeout)?);
+        let sender = Arc::new(Sender::new(global, &known.endpoints, siblings, self.w, self.row_timeout)?);
         let from = reader.point().clone();
         let share = size.map_or(0.0, |size| from.offset as f64 / (size as f64).max(1.0));
         let mut load = Load {

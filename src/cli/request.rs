@@ -56,6 +56,16 @@ pub fn wire_level(level: Level) -> Result<u32, proto::Level> {
     }
 }
 
+/// A level as `quoral-client` takes it.
+pub fn client_level(level: Level) -> quoral_client::Level {
+    match level {
+        Level::Count(count) => quoral_client::Level::Count(count),
+        Level::One => quoral_client::Level::One,
+        Level::Quorum => quoral_client::Level::Quorum,
+        Level::All => quoral_client::Level::All,
+    }
+}
+
 /// Looks a keyspace up by name; unknown is an error.
 pub async fn keyspace(client: &Client, name: &str) -> Result<proto::KeyspaceInfo, CliError> {
     let list = client

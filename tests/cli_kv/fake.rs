@@ -261,11 +261,34 @@ impl Kv for Fake {
 
     type SessionStream = ReceiverStream<Result<SessionResponse, Status>>;
 
+    /// Each request as its call, one after the other.
     async fn session(
         &self,
-        _: Request<Streaming<SessionRequest>>,
+        requests: Request<Streaming<SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        Err(Status::unimplemented("session"))
+        let (fake, mut requests) = (Fake(self.0.clone()), requests.into_inner());
+        let (give, take) = tokio::sync::mpsc::channel(64);
+        tokio::spawn(async move {
+            while let Ok(Some(SessionRequest { id, request })) = requests.message().await {
+                use {session_request::Request as Asked, session_response::Outcome};
+                let done = match request.expect("a request") {
+                    Asked::Put(put) => {
+                        fake.put(Request::new(put)).await.map(|a| Outcome::Put(a.into_inner()))
+                    }
+                    Asked::Get(get) => {
+                        fake.get(Request::new(get)).await.map(|a| Outcome::Get(a.into_inner()))
+                    }
+                    Asked::Delete(delete) => {
+                        fake.delete(Request::new(delete)).await.map(|a| Outcome::Delete(a.into_inner()))
+                    }
+                };
+                let outcome = Some(done.unwrap_or_else(|status| Outcome::Error(request_error(&status))));
+                if give.send(Ok(SessionResponse { id, outcome })).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(take)))
     }
 
     type ScanStream = ReceiverStream<Result<ScanResponse, Status>>;
@@ -283,6 +306,18 @@ impl Kv for Fake {
         let (give, take) = tokio::sync::mpsc::channel(2);
         tokio::spawn(send_pages(self.0.clone(), request, give));
         Ok(Response::new(ReceiverStream::new(take)))
+    }
+}
+
+/// What a session says in the place of a status.
+fn request_error(status: &Status) -> RequestError {
+    let rich = tonic_types::Status::decode(status.details()).expect("details or nothing");
+    let failure = rich.details.first().map(|any| Failure::decode(any.value.as_slice()).expect("a failure"));
+    RequestError {
+        code: status.code() as u32,
+        message: status.message().to_owned(),
+        failure,
+        retry_delay_ms: 0,
     }
 }
 

@@ -19,12 +19,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
+use quoral_client::Pipeline;
 
-use self::run::{Plan, Workload};
+use self::run::{Plan, Way, Workload};
 use super::Global;
 use super::output::{self, CliError, CliResult, Exit, note};
 use super::progress::thousands;
-use super::request::{self, keyspace};
+use super::request::keyspace;
 use crate::types::limits;
 use crate::types::policy::{Conflicts, Level};
 
@@ -92,6 +93,10 @@ pub struct BenchArgs {
     /// Acknowledgements that a put waits for, likewise.
     #[arg(long, value_name = "W")]
     w: Option<Level>,
+    /// Send all requests of a connection on one stream, which costs the nodes and this generator less than a call for
+    /// each. What a node does not take now waits there, up to its time, instead of being refused.
+    #[arg(long)]
+    stream: bool,
     /// Draw the latencies by percentile into this SVG file.
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
@@ -108,14 +113,20 @@ impl BenchArgs {
             ));
         }
         let plan = Arc::new(self.plan(global, info.conflicts == Conflicts::Siblings.to_string()));
-        let mut channels = Vec::new();
-        while channels.len() < plan.connections {
-            channels.extend(client.channels().await?);
+        let mut ways: Vec<Way> = Vec::new();
+        while ways.len() < plan.connections {
+            if self.stream {
+                let stream =
+                    |pipeline: Pipeline| Way::Stream(pipeline.clone(), pipeline.keyspace(&plan.keyspace));
+                ways.extend(client.pipelines().await?.into_iter().map(stream));
+            } else {
+                ways.extend(client.channels().await?.into_iter().map(Way::calls));
+            }
         }
-        channels.truncate(plan.connections);
+        ways.truncate(plan.connections);
         if plan.preload {
             note(format!("bench: writing {} keys", thousands(self.keys.into())));
-            let failed = run::preload(&plan, &channels).await;
+            let failed = run::preload(&plan, &ways).await;
             if failed > 0 {
                 return Err(CliError::new(
                     Exit::Unavailable,
@@ -123,7 +134,7 @@ impl BenchArgs {
                 ));
             }
         }
-        let measured = run::measure(&plan, &channels).await;
+        let measured = run::measure(&plan, &ways).await;
         if let Some(path) = &self.plot {
             let svg = plot::svg(&plan.title(), &measured);
             std::fs::write(path, svg).map_err(|error| CliError::io(&path.display().to_string(), &error))?;
@@ -158,8 +169,8 @@ impl BenchArgs {
             keys: (0..self.keys).map(|i| Bytes::from(format!("bench-{i:08}"))).collect(),
             preload: !self.no_preload && workload != Workload::Put && !siblings,
             seed: self.seed,
-            r: self.r.map(request::read_level),
-            w: self.w.map(request::put_level),
+            r: self.r,
+            w: self.w,
             timeout: global.timeout(),
         }
     }

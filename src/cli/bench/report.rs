@@ -47,6 +47,7 @@ pub fn json(plan: &Plan, measured: &Measured) -> Value {
             "put": latencies_json(&measured.put),
             "get": latencies_json(&measured.get),
             "send_late": latencies_json(&measured.late),
+            "refused": latencies_json(&measured.refused),
         },
     })
 }
@@ -78,6 +79,10 @@ pub fn text(plan: &Plan, measured: &Measured) -> String {
     );
     for (kind, count) in &measured.errors {
         text = format!("{text}errors: {} {kind}\n", thousands(*count));
+    }
+    if !measured.refused.is_empty() {
+        let [p50, _, p99, _] = PERCENTILES.map(|(_, p)| millis(measured.refused.value_at_percentile(p)));
+        text = format!("{text}refused within {p50} ms (p50), {p99} ms (p99)\n");
     }
     if measured.not_found > 0 {
         text = format!("{text}{} gets found nothing\n", thousands(measured.not_found));

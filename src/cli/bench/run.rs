@@ -7,18 +7,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hdrhistogram::Histogram;
+use quoral_client::{Keyspace, Pipeline};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
-use tonic::Status;
+use tonic::Code;
 use tonic::transport::Channel;
 
 use super::schedule::Schedule;
 use crate::cli::output::code_name;
-use crate::cli::request::millis;
+use crate::cli::request::{client_level, millis, put_level, read_level};
 use crate::rpc::proto::kv_client::KvClient;
-use crate::rpc::proto::{GetRequest, PutRequest, get_request, put_request};
+use crate::rpc::proto::{GetRequest, PutRequest};
 use crate::types::limits;
+use crate::types::policy::Level;
 
 /// How much longer than a request's own deadline its answer is waited for.
 const GRACE: Duration = Duration::from_millis(500);
@@ -66,9 +68,9 @@ pub struct Plan {
     /// Of the choice of keys.
     pub seed: u64,
     /// Of each get.
-    pub r: Option<get_request::Answers>,
+    pub r: Option<Level>,
     /// Of each put.
-    pub w: Option<put_request::Acks>,
+    pub w: Option<Level>,
     /// Of each request.
     pub timeout: Duration,
 }
@@ -87,6 +89,8 @@ pub struct Measured {
     pub not_found: u64,
     /// Failed requests by kind.
     pub errors: BTreeMap<&'static str, u64>,
+    /// How long it took to refuse what was over the limit, from when it was sent.
+    pub refused: Latencies,
     /// Requests of the schedule that were never sent, because the server fell behind.
     pub unsent: u64,
     /// How late requests of the schedule were sent.
@@ -104,6 +108,7 @@ impl Measured {
             get: empty(),
             not_found: 0,
             errors: BTreeMap::new(),
+            refused: empty(),
             unsent: 0,
             late: empty(),
             took: Duration::ZERO,
@@ -140,15 +145,55 @@ impl Random {
     }
 }
 
-type Kv = KvClient<Channel>;
+/// A connection, and how requests go through it.
+#[derive(Debug, Clone)]
+pub enum Way {
+    /// Each is a call.
+    Calls(KvClient<Channel>),
+    /// All are on one stream.
+    Stream(Pipeline, Keyspace),
+}
 
-fn clients(channels: &[Channel]) -> Vec<Kv> {
-    let client = |channel: &Channel| {
-        KvClient::new(channel.clone())
+impl Way {
+    /// Calls on a connection.
+    pub fn calls(channel: Channel) -> Way {
+        let kv = KvClient::new(channel)
             .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(limits::MESSAGE_BYTES_MAX)
-    };
-    channels.iter().map(client).collect()
+            .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
+        Way::Calls(kv)
+    }
+
+    async fn put(&mut self, plan: &Plan, key: usize) -> Result<(), Code> {
+        match self {
+            Way::Calls(kv) => kv.put(plan.put(key)).await.map(drop).map_err(|status| status.code()),
+            Way::Stream(pipeline, keyspace) => {
+                let put = keyspace.put(plan.keys[key].clone(), plan.value.clone()).timeout(plan.timeout);
+                let put = match plan.w {
+                    Some(w) => put.w(client_level(w)),
+                    None => put,
+                };
+                pipeline.put(put.unnamed()).await.map(drop).map_err(|error| error.code)
+            }
+        }
+    }
+
+    /// Whether something was found.
+    async fn get(&mut self, plan: &Plan, key: usize) -> Result<bool, Code> {
+        match self {
+            Way::Calls(kv) => match kv.get(plan.get(key)).await {
+                Ok(answer) => Ok(answer.into_inner().found),
+                Err(status) => Err(status.code()),
+            },
+            Way::Stream(pipeline, keyspace) => {
+                let get = keyspace.get(plan.keys[key].clone()).timeout(plan.timeout);
+                let get = match plan.r {
+                    Some(r) => get.r(client_level(r)),
+                    None => get,
+                };
+                pipeline.get(get).await.map(|found| !found.is_empty()).map_err(|error| error.code)
+            }
+        }
+    }
 }
 
 impl Plan {
@@ -171,7 +216,7 @@ impl Plan {
             keyspace: self.keyspace.clone(),
             key: self.keys[key].clone(),
             value: self.value.clone(),
-            acks: self.w,
+            acks: self.w.map(put_level),
             timeout_ms: millis(self.timeout),
             ..Default::default()
         }
@@ -181,7 +226,7 @@ impl Plan {
         GetRequest {
             keyspace: self.keyspace.clone(),
             key: self.keys[key].clone(),
-            answers: self.r,
+            answers: self.r.map(read_level),
             timeout_ms: millis(self.timeout),
             ..Default::default()
         }
@@ -200,12 +245,11 @@ impl Workload {
 }
 
 /// Writes every key once; returns how many could not be written.
-pub async fn preload(plan: &Arc<Plan>, channels: &[Channel]) -> u64 {
+pub async fn preload(plan: &Arc<Plan>, ways: &[Way]) -> u64 {
     let (next, failed) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let mut workers = JoinSet::new();
     for worker in 0..plan.concurrency {
-        let (plan, next, failed, mut clients) =
-            (plan.clone(), next.clone(), failed.clone(), clients(channels));
+        let (plan, next, failed, mut ways) = (plan.clone(), next.clone(), failed.clone(), ways.to_vec());
         workers.spawn(async move {
             loop {
                 let key = next.fetch_add(1, Ordering::Relaxed) as usize;
@@ -213,8 +257,8 @@ pub async fn preload(plan: &Arc<Plan>, channels: &[Channel]) -> u64 {
                     return;
                 }
                 let mut tries = 0;
-                let count = clients.len();
-                while clients[(worker + tries as usize) % count].put(plan.put(key)).await.is_err() {
+                let count = ways.len();
+                while ways[(worker + tries as usize) % count].put(&plan, key).await.is_err() {
                     tries += 1;
                     if tries == PRELOAD_TRIES {
                         failed.fetch_add(1, Ordering::Relaxed);
@@ -243,14 +287,14 @@ struct Phase {
 }
 
 /// Warms up, then measures.
-pub async fn measure(plan: &Arc<Plan>, channels: &[Channel]) -> Measured {
+pub async fn measure(plan: &Arc<Plan>, ways: &[Way]) -> Measured {
     if !plan.warmup.is_zero() {
-        phase(plan, channels, plan.warmup, None).await;
+        phase(plan, ways, plan.warmup, None).await;
     }
-    phase(plan, channels, plan.seconds, plan.ops).await
+    phase(plan, ways, plan.seconds, plan.ops).await
 }
 
-async fn phase(plan: &Arc<Plan>, channels: &[Channel], time: Duration, ops: Option<u64>) -> Measured {
+async fn phase(plan: &Arc<Plan>, ways: &[Way], time: Duration, ops: Option<u64>) -> Measured {
     let start = Instant::now();
     let schedule = plan.rate.map(|rate| Schedule { start, rate });
     let total = match (ops, plan.rate) {
@@ -270,7 +314,7 @@ async fn phase(plan: &Arc<Plan>, channels: &[Channel], time: Duration, ops: Opti
     let pacer = schedule.map(|s| s.pace(total, phase.permits.clone(), phase.stop.clone()));
     let mut workers = JoinSet::new();
     for worker in 0..plan.concurrency {
-        workers.spawn(phase.clone().work(worker, clients(channels)));
+        workers.spawn(phase.clone().work(worker, ways.to_vec()));
     }
     let end = match schedule {
         // A backlog has a second to be sent.
@@ -324,10 +368,10 @@ impl Phase {
         Some(self.schedule.map_or_else(Instant::now, |schedule| schedule.due(number)))
     }
 
-    async fn work(self: Arc<Self>, worker: usize, mut clients: Vec<Kv>) {
+    async fn work(self: Arc<Self>, worker: usize, mut ways: Vec<Way>) {
         let plan = self.plan.clone();
         let mut random = Random::new(plan.seed.wrapping_mul(1_000_003).wrapping_add(worker as u64));
-        let mut at = worker % clients.len();
+        let mut at = worker % ways.len();
         while let Some(begin) = self.begin().await {
             let late = begin.elapsed();
             let key = random.below(plan.keys.len());
@@ -336,14 +380,13 @@ impl Phase {
                 Workload::Get => false,
                 Workload::Mixed => random.next() >> 63 == 0,
             };
-            let client = &mut clients[at];
-            let patience = plan.timeout + GRACE;
-            let result = if is_put {
-                timeout(patience, client.put(plan.put(key))).await.map(|r| r.map(|_| true))
-            } else {
-                timeout(patience, client.get(plan.get(key))).await.map(|r| r.map(|a| a.into_inner().found))
+            let way = &mut ways[at];
+            let asked = Instant::now();
+            let request = async {
+                if is_put { way.put(&plan, key).await.map(|()| true) } else { way.get(&plan, key).await }
             };
-            let result = result.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer")));
+            let result = timeout(plan.timeout + GRACE, request).await;
+            let result = result.unwrap_or(Err(Code::DeadlineExceeded));
             let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX).max(1);
             {
                 let mut measured = self.lock();
@@ -354,11 +397,16 @@ impl Phase {
                         latencies.saturating_record(micros(begin.elapsed()));
                         measured.not_found += u64::from(!found);
                     }
-                    Err(status) => *measured.errors.entry(code_name(status.code())).or_default() += 1,
+                    Err(code) => {
+                        *measured.errors.entry(code_name(*code)).or_default() += 1;
+                        if *code == Code::ResourceExhausted {
+                            measured.refused.saturating_record(micros(asked.elapsed()));
+                        }
+                    }
                 }
             }
             if result.is_err() {
-                at = (at + 1) % clients.len();
+                at = (at + 1) % ways.len();
                 sleep(ERROR_PAUSE).await;
             }
         }
