@@ -44,11 +44,15 @@ pub enum Canary {
     BytesLeaked,
     /// A hint is forgotten when it is its turn, and not sent.
     HintDropped,
+    /// A new keyspace gets the id of one that was dropped, whose records may still be there.
+    KeyspaceIdReused,
+    /// A read does not wait for what its session has seen.
+    SessionForgotten,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Canary; 16] = [
+    pub const ALL: [Canary; 18] = [
         Canary::AckBeforeSync,
         Canary::UnsyncedRead,
         Canary::NotFoundWins,
@@ -65,6 +69,8 @@ impl Canary {
         Canary::StaleMap,
         Canary::BytesLeaked,
         Canary::HintDropped,
+        Canary::KeyspaceIdReused,
+        Canary::SessionForgotten,
     ];
 }
 

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::partition::Partitions;
 use super::placement::{self, Placement, Wanted};
+use crate::canary::{self, Canary};
 use crate::types::error::Invalid;
 use crate::types::ids::{ClusterId, KeyspaceId, LayoutVersion, MapVersion, NodeId};
 use crate::types::limits;
@@ -284,12 +285,17 @@ impl ClusterMap {
         if let Some(keyspace) = self.keyspace(&spec.name) {
             return Err(KeyspaceError::Exists(keyspace.clone()));
         }
-        let (id, used_up) = (self.next_keyspace, Invalid::new("keyspace", "all keyspace ids are used up"));
+        let (mut id, used_up) =
+            (self.next_keyspace, Invalid::new("keyspace", "all keyspace ids are used up"));
+        if canary::sings(Canary::KeyspaceIdReused) {
+            let last = self.keyspaces.iter().map(|keyspace| keyspace.id.0).max();
+            id = KeyspaceId(last.unwrap_or(0) + 1);
+        }
         let keyspace = spec.resolve(id, self.layout.members.len())?;
         Invalid::check_max("keyspace", self.keyspaces.len() + 1, limits::KEYSPACES_MAX, "keyspaces")?;
         let mut map = self.clone();
         map.version = MapVersion(self.version.0.saturating_add(1));
-        map.next_keyspace = KeyspaceId(id.0.checked_add(1).ok_or(used_up)?);
+        map.next_keyspace = self.next_keyspace.max(KeyspaceId(id.0.checked_add(1).ok_or(used_up)?));
         map.keyspaces.push(keyspace);
         Ok(map)
     }
@@ -315,7 +321,8 @@ impl ClusterMap {
             let same = |k: &Keyspace| {
                 (&k.name, k.conflicts, k.n) == (&keyspace.name, keyspace.conflicts, keyspace.n)
             };
-            if !self.keyspace_by_id(keyspace.id).is_some_and(same) {
+            let is_known = self.keyspace_by_id(keyspace.id).is_some_and(same);
+            if !is_known && !canary::sings(Canary::KeyspaceIdReused) {
                 return refuse("map.keyspaces", format!("{:?} has the id of another", keyspace.name));
             }
         }

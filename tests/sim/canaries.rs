@@ -15,23 +15,25 @@ const SEEDS_MAX: u64 = 500;
 
 /// The rule that each canary breaks, and a seed that shows it; none for one that no seed shows as scenarios are drawn
 /// now: a scenario made by hand does (`a_power_cut_takes_nothing_that_was_read`).
-const CANARIES: [(Canary, &str, Option<u64>); 16] = [
-    (Canary::AckBeforeSync, "G1", Some(10)),
+const CANARIES: [(Canary, &str, Option<u64>); 18] = [
+    (Canary::AckBeforeSync, "G1", Some(19)),
     (Canary::UnsyncedRead, "G3", None),
     (Canary::NotFoundWins, "G2", Some(92)),
     (Canary::WriteBackOff, "G3", Some(133)),
-    (Canary::SupersededIgnored, "G4", Some(14)),
+    (Canary::SupersededIgnored, "G4", Some(4)),
     (Canary::ClockBoundForgotten, "F13", Some(36)),
     (Canary::DotTwice, "G1", Some(1)),
-    (Canary::TombstoneDropped, "G5", Some(0)),
+    (Canary::TombstoneDropped, "G5", Some(3)),
     (Canary::ForwardRetried, "G8", Some(1)),
     (Canary::FailureSaidNo, "G8", Some(1)),
     (Canary::DeadlineIgnored, "G8", Some(3)),
     (Canary::SiblingForgotten, "G1", Some(1)),
-    (Canary::VotesIgnored, "F23", Some(7)),
+    (Canary::VotesIgnored, "F23", Some(12)),
     (Canary::StaleMap, "F23", Some(24)),
     (Canary::BytesLeaked, "G9", Some(1)),
     (Canary::HintDropped, "G7", Some(0)),
+    (Canary::KeyspaceIdReused, "G8", Some(0)),
+    (Canary::SessionForgotten, "G3", Some(36)),
 ];
 
 /// Plays a seed with a planted bug: the first finding under the rule.
@@ -59,6 +61,8 @@ fn may_show(canary: Canary, draw: &Draw) -> bool {
         Canary::WriteBackOff => draw.habit == Habit::Reload,
         Canary::SupersededIgnored => draw.habit == Habit::Twice,
         Canary::ClockBoundForgotten => draw.mix.clocks_back && draw.keys > 1,
+        Canary::KeyspaceIdReused => draw.more.lives,
+        Canary::SessionForgotten => draw.setup.spaces.iter().any(|space| space.r + space.w <= space.n),
         Canary::StaleMap => draw.habit == Habit::Tenants,
         _ => true,
     }

@@ -20,6 +20,11 @@ use quoral::version::codec::{self, ClientContext};
 use tonic::Status;
 use tonic::transport::Channel;
 
+mod changes;
+mod many;
+
+pub use many::{Deed, Part};
+
 use crate::clock::now_ms;
 use crate::history::{Action, Creation, Op, Outcome, Recorder, Space, Value};
 use crate::net::SimNetwork;
@@ -84,6 +89,7 @@ impl Client {
             action,
             level: ask.level.unwrap_or(own),
             named: false,
+            batch: None,
             session: (self.session.is_some() && action != Action::Scan).then_some(self.number),
             covers,
             timeout_ms: ask.timeout_ms,
@@ -109,6 +115,42 @@ impl Client {
         KvClient::new(self.channels[ask.node].clone())
     }
 
+    fn put_message(&self, ask: &Ask, value: Value, context: Bytes) -> proto::PutRequest {
+        proto::PutRequest {
+            keyspace: ask.space.name.clone(),
+            key: Bytes::from(ask.key.clone()),
+            value: value.to_string().into(),
+            context,
+            acks: ask.level.map(|level| put_request::Acks::W(level.into())),
+            timeout_ms: ask.timeout_ms,
+            session: self.session.clone(),
+            ..Default::default()
+        }
+    }
+
+    fn delete_message(&self, ask: &Ask, context: Bytes) -> proto::DeleteRequest {
+        proto::DeleteRequest {
+            keyspace: ask.space.name.clone(),
+            key: Bytes::from(ask.key.clone()),
+            context,
+            acks: ask.level.map(|level| delete_request::Acks::W(level.into())),
+            timeout_ms: ask.timeout_ms,
+            session: self.session.clone(),
+            ..Default::default()
+        }
+    }
+
+    fn get_message(&self, ask: &Ask) -> proto::GetRequest {
+        proto::GetRequest {
+            keyspace: ask.space.name.clone(),
+            key: Bytes::from(ask.key.clone()),
+            answers: ask.level.map(|level| get_request::Answers::R(level.into())),
+            timeout_ms: ask.timeout_ms,
+            session: self.session.clone(),
+            ..Default::default()
+        }
+    }
+
     /// Begins a session, or goes on without one.
     pub fn has_session(&mut self, has: bool) {
         self.session = has.then(Bytes::new);
@@ -124,16 +166,7 @@ impl Client {
         let value = self.recorder.new_value();
         let seen = self.seen.get(&place(ask)).cloned().unwrap_or_default();
         let number = self.begin(ask, Action::Put(value), seen.values.clone());
-        let request = proto::PutRequest {
-            keyspace: ask.space.name.clone(),
-            key: Bytes::from(ask.key.clone()),
-            value: value.to_string().into(),
-            context: seen.context,
-            acks: ask.level.map(|level| put_request::Acks::W(level.into())),
-            timeout_ms: ask.timeout_ms,
-            session: self.session.clone(),
-            ..Default::default()
-        };
+        let request = self.put_message(ask, value, seen.context);
         let mut kv = self.kv(ask);
         let answer = self.call(ask, kv.put(request)).await;
         let mut values = seen.values;
@@ -151,15 +184,8 @@ impl Client {
         let number = self.begin(ask, Action::Put(value), seen.values.clone());
         self.recorder.named(number);
         let request = proto::PutRequest {
-            keyspace: ask.space.name.clone(),
-            key: Bytes::from(ask.key.clone()),
-            value: value.to_string().into(),
-            context: seen.context,
-            acks: ask.level.map(|level| put_request::Acks::W(level.into())),
-            timeout_ms: ask.timeout_ms,
-            session: self.session.clone(),
             request_id: Bytes::copy_from_slice(&u128::from(value).to_be_bytes()),
-            ..Default::default()
+            ..self.put_message(ask, value, seen.context)
         };
         let attempt = |node: usize| {
             let (client, ask, request) = (self.clone(), Ask { node, ..ask.clone() }, request.clone());
@@ -202,15 +228,7 @@ impl Client {
     pub async fn delete(&mut self, ask: &Ask) -> bool {
         let seen = self.seen.get(&place(ask)).cloned().unwrap_or_default();
         let number = self.begin(ask, Action::Delete, seen.values.clone());
-        let request = proto::DeleteRequest {
-            keyspace: ask.space.name.clone(),
-            key: Bytes::from(ask.key.clone()),
-            context: seen.context,
-            acks: ask.level.map(|level| delete_request::Acks::W(level.into())),
-            timeout_ms: ask.timeout_ms,
-            session: self.session.clone(),
-            ..Default::default()
-        };
+        let request = self.delete_message(ask, seen.context);
         let mut kv = self.kv(ask);
         let answer = self.call(ask, kv.delete(request)).await;
         let answer = answer
@@ -232,21 +250,30 @@ impl Client {
         values: BTreeSet<Value>,
         answer: Option<Result<(Bytes, u64, Bytes), Status>>,
     ) -> bool {
-        let outcome = match answer {
-            None => Outcome::Late,
-            Some(Ok((context, stamp, session))) => {
+        let done = match answer {
+            None => Err(Outcome::Late),
+            Some(Ok(done)) => Ok(done),
+            Some(Err(status)) => Err(not_written(&status)),
+        };
+        self.settle_write(ask, number, values, done)
+    }
+
+    /// Notes the end of a write: its context, stamp and token, or how it failed.
+    fn settle_write(
+        &mut self,
+        ask: &Ask,
+        number: usize,
+        values: BTreeSet<Value>,
+        done: Result<(Bytes, u64, Bytes), Outcome>,
+    ) -> bool {
+        let outcome = match done {
+            Err(outcome) => outcome,
+            Ok((context, stamp, session)) => {
                 self.goes_on(session);
                 let before = self.seen.get(&place(ask)).map(|seen| seen.context.clone()).unwrap_or_default();
                 self.recorder.made_by(number, maker(ask, &before, &context));
                 self.seen.insert(place(ask), Seen { context, values });
                 Outcome::Wrote(stamp)
-            }
-            Some(Err(status)) => {
-                let error = CliError::from_status(&status, CallKind::Write);
-                match error.applied {
-                    Applied::No => Outcome::Refused(error.code.into()),
-                    Applied::Maybe => Outcome::Unknown(error.code.into()),
-                }
             }
         };
         let acked = matches!(outcome, Outcome::Wrote(_));
@@ -254,23 +281,11 @@ impl Client {
         acked
     }
 
-    /// Reads a key, and remembers its context; whether there was an answer.
-    pub async fn get(&mut self, ask: &Ask) -> bool {
-        let number = self.begin(ask, Action::Get, BTreeSet::new());
-        let request = proto::GetRequest {
-            keyspace: ask.space.name.clone(),
-            key: Bytes::from(ask.key.clone()),
-            answers: ask.level.map(|level| get_request::Answers::R(level.into())),
-            timeout_ms: ask.timeout_ms,
-            session: self.session.clone(),
-            ..Default::default()
-        };
-        let mut kv = self.kv(ask);
-        let outcome = match self.call(ask, kv.get(request)).await {
-            None => Outcome::Late,
-            Some(Err(status)) => refused(&status),
-            Some(Ok(found)) => {
-                let found = found.into_inner();
+    /// Notes the end of a get: what it found, or how it failed.
+    fn settle_read(&mut self, ask: &Ask, number: usize, done: Result<proto::GetResponse, Outcome>) -> bool {
+        let outcome = match done {
+            Err(outcome) => outcome,
+            Ok(found) => {
                 self.goes_on(found.session);
                 let values = values_of(&found.siblings);
                 let stamp = stamp_of(ask, &found.context);
@@ -282,6 +297,19 @@ impl Client {
         let read = matches!(outcome, Outcome::Read(..));
         self.recorder.end(number, now_ms(), outcome);
         read
+    }
+
+    /// Reads a key, and remembers its context; whether there was an answer.
+    pub async fn get(&mut self, ask: &Ask) -> bool {
+        let number = self.begin(ask, Action::Get, BTreeSet::new());
+        let request = self.get_message(ask);
+        let mut kv = self.kv(ask);
+        let done = match self.call(ask, kv.get(request)).await {
+            None => Err(Outcome::Late),
+            Some(Err(status)) => Err(refused(&status)),
+            Some(Ok(found)) => Ok(found.into_inner()),
+        };
+        self.settle_read(ask, number, done)
     }
 
     /// Reads the whole keyspace, and notes what it found of each of `keys`; whether it came to the end.
@@ -347,6 +375,14 @@ impl Client {
             _ => None,
         };
         self.recorder.created(Creation { at_ms: now_ms(), space, made });
+    }
+}
+
+fn not_written(status: &Status) -> Outcome {
+    let error = CliError::from_status(status, CallKind::Write);
+    match error.applied {
+        Applied::No => Outcome::Refused(error.code.into()),
+        Applied::Maybe => Outcome::Unknown(error.code.into()),
     }
 }
 

@@ -22,8 +22,8 @@ use quoral::node::server::{Disk, Node};
 use quoral::node::service::NodeService;
 use quoral::node::startup::{StartError, bootstrap_map, starting_map};
 use quoral::ring::layout::{ClusterMap, NewKeyspace};
-use quoral::storage::Storage;
 use quoral::storage::memory::MemoryStorage;
+use quoral::storage::{Storage, schema};
 use quoral::types::ids::{DiskId, Incarnation, NodeId};
 use quoral::types::limits;
 use quoral::types::policy::Durability;
@@ -31,6 +31,7 @@ use turmoil::Sim;
 
 use crate::check::Finding;
 use crate::check::honest::Gauge;
+use crate::check::lives::{self, LifeWatch};
 use crate::check::state::{HintWatch, MapWatch};
 use crate::clock::{EPOCH_MS, Offset, SimClock};
 use crate::draw::default_space;
@@ -43,7 +44,7 @@ const SIMULATION_MAX: Duration = Duration::from_secs(300);
 /// How often hints and gauges are looked at.
 const SAMPLE_MS: u64 = 20;
 /// More than a get finds here: one answer is taken when it is alone, however large it is.
-const ANSWER_BYTES: usize = 400;
+pub const ANSWER_BYTES: usize = 400;
 
 /// The network's latency, and how the hosts take turns.
 #[derive(Debug, Clone, Copy)]
@@ -146,6 +147,10 @@ pub struct Cluster {
     up: Vec<bool>,
     gauges: BTreeMap<String, Gauge>,
     map_watch: MapWatch,
+    /// The largest answer that there may be: of a get, or of as many as a batch has.
+    pub answer_bytes: usize,
+    /// What each node knew when of the keyspace that is made anew.
+    pub life_watch: LifeWatch,
     hint_watch: HintWatch,
     /// What was seen to be wrong as it went on.
     pub seen_wrong: Vec<Finding>,
@@ -326,6 +331,8 @@ impl Cluster {
             up,
             gauges,
             map_watch: MapWatch::default(),
+            answer_bytes: ANSWER_BYTES,
+            life_watch: LifeWatch::default(),
             hint_watch: HintWatch::default(),
             seen_wrong: Vec::new(),
             _turn: turn,
@@ -474,7 +481,7 @@ impl Cluster {
             counts.push((
                 format!("{}: bytes of requests", host.name),
                 bytes,
-                coordinator.bytes_limit.max(ANSWER_BYTES),
+                coordinator.bytes_limit.max(self.answer_bytes),
             ));
             let unsynced = usize::from(coordinator.driver.committer.unsettled_any().is_some());
             counts.push((format!("{}: groups that wait for a sync", host.name), unsynced, 1));
@@ -498,10 +505,13 @@ impl Cluster {
 
     /// Looks at the version of each node's cluster map; now and then at all hints and gauges.
     fn watch(&mut self) {
-        for host in &self.hosts {
-            let version = host.service().map(|service| service.maps.current().version);
-            self.seen_wrong.extend(version.and_then(|version| self.map_watch.saw(host.id, version)));
+        let mut lives = Vec::new();
+        for (node, host) in self.hosts.iter().enumerate() {
+            let Some(map) = host.service().map(|service| service.maps.current()) else { continue };
+            self.seen_wrong.extend(self.map_watch.saw(host.id, map.version));
+            lives.push((node, map.version, map.keyspace(lives::NAME).map(|keyspace| keyspace.id)));
         }
+        self.life_watch.look(self.recorder.seq(), &lives);
         if !self.now_ms().is_multiple_of(SAMPLE_MS) {
             return;
         }
@@ -509,8 +519,13 @@ impl Cluster {
             let host = self.hosts.iter().find(|host| host.id == node)?;
             Some(&*host.storage as &dyn Storage)
         };
+        let maps = self.maps();
+        let is_dropped = |storage_key: &[u8]| {
+            schema::split_range(storage_key)
+                .is_some_and(|(_, keyspace)| maps.iter().any(|(_, map)| map.has_dropped(keyspace)))
+        };
         for host in &self.hosts {
-            self.seen_wrong.extend(self.hint_watch.saw(host.id, &*host.storage, disk));
+            self.seen_wrong.extend(self.hint_watch.saw(host.id, &*host.storage, disk, is_dropped));
         }
         self.sample();
     }

@@ -9,6 +9,7 @@ use quoral::types::policy::Conflicts;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use crate::check::lives;
 use crate::cluster::{Setup, Weather, mix};
 use crate::history::Space;
 
@@ -60,6 +61,32 @@ pub enum Habit {
     Tenants,
 }
 
+/// What clients of some scenarios do besides. It is drawn apart, so that the others are what they were without it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct More {
+    /// They send batches.
+    pub batches: bool,
+    /// They send many requests on one stream.
+    pub streams: bool,
+    /// They make a keyspace, change it, drop it and make it anew.
+    pub lives: bool,
+}
+
+impl More {
+    fn draw(seed: u64) -> More {
+        let rng = &mut StdRng::seed_from_u64(mix(seed, 11, 0));
+        if rng.random_bool(0.5) {
+            return More::default();
+        }
+        More { batches: rng.random_bool(0.5), streams: rng.random_bool(0.4), lives: rng.random_bool(0.6) }
+    }
+
+    /// Whether there is any.
+    pub fn is_any(self) -> bool {
+        self != More::default()
+    }
+}
+
 impl Mix {
     /// Whether disks and clocks are left alone.
     pub fn is_of_the_network_only(&self) -> bool {
@@ -109,6 +136,8 @@ pub struct Draw {
     pub own_level: f64,
     /// What its clients do besides a bit of everything.
     pub habit: Habit,
+    /// What they do besides.
+    pub more: More,
     /// How long the faults go on.
     pub chaos_ms: u64,
 }
@@ -185,7 +214,15 @@ pub fn draw(seed: u64, canary: Option<Canary>) -> Draw {
         own_level: one_of(rng, [0.0, 0.0, 0.2]),
         habit: one_of(rng, [Habit::None, Habit::None, Habit::Reload, Habit::Twice, Habit::Tenants]),
         chaos_ms: rng.random_range(6_000..=10_000),
+        more: More::draw(seed),
     }
+}
+
+/// The keyspace that clients make anew: of one policy for all its lives, so that what is asked of it is known. Requests
+/// name their own quorums, since those of the keyspace change.
+pub fn reborn_space(seed: u64, nodes: usize) -> Space {
+    let rng = &mut StdRng::seed_from_u64(mix(seed, 12, 0));
+    Space { sloppy: false, ..space(rng, lives::NAME.into(), nodes) }
 }
 
 /// The keyspace that every cluster begins with.
@@ -205,12 +242,13 @@ mod tests {
     #[test]
     fn seeds_draw_all_of_the_world() {
         let (mut sizes, mut spaces, mut deeds) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-        let (mut habits, mut rare) = (BTreeSet::new(), BTreeSet::new());
+        let (mut habits, mut rare, mut more) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         for seed in 0..2_000 {
             let draw = draw(seed, None);
             let nodes = draw.setup.zones.len();
             sizes.insert(nodes);
             habits.insert(draw.habit);
+            more.insert(draw.more);
             let Mix { clocks_back, torn, full_cluster, .. } = draw.mix;
             rare.extend(
                 [clocks_back, torn, full_cluster].iter().enumerate().filter(|(_, on)| **on).map(|(at, _)| at),
@@ -220,6 +258,7 @@ mod tests {
         }
         assert_eq!(sizes, (3..=9).collect());
         assert_eq!(rare.len(), 3, "{rare:?}");
+        assert_eq!(more.len(), 8, "{more:?}");
         assert_eq!(habits, [Habit::None, Habit::Reload, Habit::Twice, Habit::Tenants].into());
         for conflicts in [Conflicts::Lww, Conflicts::Siblings] {
             let drawn = |n| {

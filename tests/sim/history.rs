@@ -94,6 +94,8 @@ pub struct Op {
     pub named: bool,
     /// The session that it belongs to, if any: its client's number.
     pub session: Option<usize>,
+    /// An item of a batch: which one, and its place there. Those of one key come one after the other.
+    pub batch: Option<(usize, usize)>,
     /// A write: the values that its context had seen.
     pub covers: BTreeSet<Value>,
     /// How long the node had for it.
@@ -156,9 +158,10 @@ impl Op {
         }
     }
 
-    /// Whether it was over before another began.
+    /// Whether it was over before another began. Of a batch only the whole is timed, but items of a key have an order.
     pub fn is_before(&self, other: &Op) -> bool {
-        self.end < other.begin
+        let same = matches!((self.batch, other.batch), (Some((a, i)), Some((b, j))) if a == b && i < j);
+        self.end < other.begin || (same && self.key == other.key && self.space == other.space)
     }
 }
 
@@ -189,11 +192,36 @@ pub struct Creation {
     pub made: Option<u32>,
 }
 
+/// What a client asked for of a keyspace that is changed again and again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    /// That it be made.
+    Create,
+    /// Other quorums: `r` and `w`.
+    Update(u8, u8),
+    /// That it go.
+    Drop,
+}
+
+/// A change of such a keyspace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// What was asked for.
+    pub wish: Wish,
+    /// When it began, and when its answer was there.
+    pub begin: Seq,
+    /// `Seq::MAX` if nobody knows what became of it.
+    pub end: Seq,
+    /// The keyspace that it was about, if it was done.
+    pub done: Option<u32>,
+}
+
 /// All operations, and a line for each event.
 #[derive(Default)]
 pub struct History {
     ops: Vec<Op>,
     creations: Vec<Creation>,
+    changes: Vec<Change>,
     /// One line for each event.
     trace: Vec<String>,
     /// What the scenario did, and when.
@@ -235,6 +263,11 @@ impl Recorder {
         self.lock().ops[number].named = true;
     }
 
+    /// Notes that an operation is an item of a batch.
+    pub fn in_batch(&self, number: usize, batch: usize, place: usize) {
+        self.lock().ops[number].batch = Some((batch, place));
+    }
+
     /// Notes which node made the version of a write that is about to end.
     pub fn made_by(&self, number: usize, node: Option<NodeId>) {
         self.lock().ops[number].made_by = node;
@@ -264,6 +297,37 @@ impl Recorder {
         let mut history = self.lock();
         history.trace.push(format!("{} {:?}", creation.at_ms, creation));
         history.creations.push(creation);
+    }
+
+    /// The last place in the order of events that was given.
+    pub fn seq(&self) -> Seq {
+        self.lock().seq
+    }
+
+    /// Notes the beginning of a change of keyspaces: its number.
+    pub fn change(&self, now_ms: u64, wish: Wish) -> usize {
+        let mut history = self.lock();
+        history.seq += 1;
+        let begin = history.seq;
+        history.trace.push(format!("{now_ms} {wish:?}"));
+        history.changes.push(Change { wish, begin, end: Seq::MAX, done: None });
+        history.changes.len() - 1
+    }
+
+    /// Notes its end: the keyspace that was changed, or none if it surely was not.
+    pub fn changed(&self, now_ms: u64, number: usize, done: Option<u32>) {
+        let mut history = self.lock();
+        history.seq += 1;
+        let seq = history.seq;
+        let change = &mut history.changes[number];
+        (change.end, change.done) = (seq, done);
+        let line = format!("{now_ms} {change:?}");
+        history.trace.push(line);
+    }
+
+    /// All such changes.
+    pub fn changes(&self) -> Vec<Change> {
+        self.lock().changes.clone()
     }
 
     /// Notes what the scenario did.

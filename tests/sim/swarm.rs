@@ -11,15 +11,15 @@ use quoral::types::ids::NodeId;
 use quoral::types::key::Position;
 
 use crate::check::state::{f23_one_map, g7_converges, holding};
-use crate::check::{Finding, READER, check, honest};
+use crate::check::{Finding, READER, check, honest, lives};
 use crate::client::{Ask, Client};
 use crate::clock::now_ms;
 use crate::cluster::Cluster;
-use crate::draw::{Draw, default_space, draw};
+use crate::draw::{Draw, default_space, draw, reborn_space};
 use crate::history::{Op, Outcome, Space, digest};
 use crate::nemesis::Plan;
 use crate::story::story;
-use crate::workload::{add_client, keys};
+use crate::workload::{BATCH_MOST, add_client, keys};
 
 /// The bar for the time from the repair to the first write that all replicas take, through every node.
 pub const RECOVERY_MS: u64 = 3_000;
@@ -49,6 +49,9 @@ pub fn run(seed: u64, canary: Option<Canary>) -> Report {
     let draw = draw(seed, canary);
     let nodes = draw.setup.zones.len();
     let mut cluster = Cluster::new(draw.setup.clone());
+    if draw.more.batches {
+        cluster.answer_bytes *= BATCH_MOST;
+    }
     cluster.until_ready(10_000);
     let begin = cluster.now_ms();
     let mut plan = Plan::draw(seed, draw.mix, nodes, draw.clients, begin + 200, begin + draw.chaos_ms);
@@ -74,7 +77,11 @@ pub fn run(seed: u64, canary: Option<Canary>) -> Report {
     let (ops, maps) = (cluster.recorder.ops(), cluster.maps());
     let newest = maps.iter().map(|(_, map)| map).max_by_key(|map| map.version);
     let newest = &newest.unwrap_or(&cluster.first_map).clone();
-    wrong.extend(check(&ops));
+    let (reborn, others): (Vec<Op>, Vec<Op>) =
+        ops.iter().cloned().partition(|op| op.space.name == lives::NAME);
+    wrong.extend(check(&others));
+    wrong.extend(cluster.life_watch.check(&reborn));
+    wrong.extend(lives::f23_changes(newest, &cluster.recorder.changes(), &reborn_space(seed, nodes)));
     wrong.extend(honest::g8_deadlines(&ops, &spans, draw.clients));
     if draw.mix.is_of_the_network_only() && draw.setup.sync_ms < 50 && draw.setup.requests_limit > 100 {
         wrong.extend(honest::g6_writable(&ops, &spans, &plan.cuts(nodes), nodes));
@@ -87,17 +94,27 @@ pub fn run(seed: u64, canary: Option<Canary>) -> Report {
     let holdings: Vec<_> = cluster.hosts.iter().map(|host| (host.id, holding(&*host.storage))).collect();
     wrong.extend(g7_converges(newest, &holdings));
     let trace = cluster.recorder.trace();
-    let summary = summary(seed, &draw, &ops, recovery_ms, cluster.now_ms(), &digest(&trace));
+    let (many, placed) = cluster.life_watch.count(&reborn);
+    let lives = format!("{many} lives with {placed} of {} ops", reborn.len());
+    let summary = summary(seed, &draw, &ops, recovery_ms, cluster.now_ms(), &digest(&trace), &lives);
     let story = story(&wrong, &ops, &cluster.recorder.notes());
     Report { wrong, story, recovery_ms, simulated_ms: cluster.now_ms(), nodes, trace, summary }
 }
 
-fn summary(seed: u64, draw: &Draw, ops: &[Op], recovery_ms: u64, simulated_ms: u64, trace: &str) -> String {
+fn summary(
+    seed: u64,
+    draw: &Draw,
+    ops: &[Op],
+    recovery_ms: u64,
+    simulated_ms: u64,
+    trace: &str,
+    lives: &str,
+) -> String {
     let count = |which: fn(&Outcome) -> bool| ops.iter().filter(|op| which(&op.outcome)).count();
     let spaces: Vec<String> = draw.setup.spaces[1..].iter().map(|space| space.to_string()).collect();
     format!(
         "seed {seed}: {} nodes, {} clients, {} ops: {} written, {} read, {} refused, {} unknown, {} late; \
-         recovered in {recovery_ms} ms; {simulated_ms} ms simulated; {}; trace {trace}",
+         recovered in {recovery_ms} ms; {simulated_ms} ms simulated; {}; {lives}; trace {trace}",
         draw.setup.zones.len(),
         draw.clients,
         ops.len(),

@@ -1,5 +1,6 @@
 //! What clients do: they read and write a few keys of every keyspace through all nodes, scan, try again, send
-//! several requests at once, and ask for new keyspaces.
+//! several requests at once, and ask for new keyspaces. In some scenarios they send batches too, or many requests on
+//! one stream, or make a keyspace anew again and again.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,11 +9,11 @@ use quoral::types::policy::Conflicts;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::client::{Ask, Client};
+use crate::client::{Ask, Client, Deed, Part};
 use crate::clock::now_ms;
 use crate::cluster::{Cluster, mix};
-use crate::draw::{Draw, Habit, space};
-use crate::history::Space;
+use crate::draw::{Draw, Habit, More, reborn_space, space};
+use crate::history::{Space, Wish};
 
 /// How many tenants may get a keyspace.
 const TENANTS: usize = 24;
@@ -22,6 +23,11 @@ pub fn keys(count: usize) -> Vec<String> {
     (0..count).map(|number| format!("key-{number}")).collect()
 }
 
+/// Most items of a batch.
+pub const BATCH_MOST: usize = 8;
+/// How often a client of a scenario that has more than the usual does that.
+const MORE: f64 = 0.35;
+
 /// How clients are chosen what they do.
 struct Habits {
     nodes: usize,
@@ -30,6 +36,9 @@ struct Habits {
     hop: f64,
     own_level: f64,
     habit: Habit,
+    more: More,
+    /// The keyspace that is made anew.
+    reborn: Arc<Space>,
     /// In the order in which they come, evenly over the time of the chaos.
     tenants: Vec<Arc<Space>>,
     began_ms: u64,
@@ -121,6 +130,69 @@ impl Habits {
         }
     }
 
+    /// What only clients of some scenarios do.
+    async fn besides(&self, rng: &mut StdRng, client: &mut Client, node: usize) {
+        let More { batches, streams, lives } = self.more;
+        let kinds: Vec<u8> =
+            [(batches, 0), (streams, 1), (lives, 2)].iter().filter(|(on, _)| *on).map(|(_, k)| *k).collect();
+        match kinds[rng.random_range(0..kinds.len())] {
+            0 => {
+                let parts = self.parts(rng, node, BATCH_MOST);
+                client.batch(&parts).await;
+            }
+            1 => {
+                let parts = self.parts(rng, node, 16);
+                client.stream(&parts).await;
+            }
+            _ => self.live(rng, client, node).await,
+        }
+    }
+
+    /// Requests that are sent together, of any keyspaces; some of one key.
+    fn parts(&self, rng: &mut StdRng, node: usize, most: usize) -> Vec<Part> {
+        let count = rng.random_range(1..=most);
+        let mut part = || {
+            let mut ask = self.ask(rng, node);
+            if self.more.lives && rng.random_bool(0.2) {
+                ask = self.ask_reborn(rng, node);
+            }
+            let deed = match rng.random_range(0..20) {
+                0..10 => Deed::Put,
+                10..12 => Deed::Delete,
+                _ => Deed::Get,
+            };
+            Part { ask, deed }
+        };
+        (0..count).map(|_| part()).collect()
+    }
+
+    fn ask_reborn(&self, rng: &mut StdRng, node: usize) -> Ask {
+        let (space, n) = (self.reborn.clone(), self.reborn.n);
+        let level = if rng.random_bool(0.8) { n / 2 + 1 } else { rng.random_range(1..=n) };
+        Ask { space, level: Some(level), ..self.ask(rng, node) }
+    }
+
+    /// A keyspace is made, used, changed, and made anew.
+    async fn live(&self, rng: &mut StdRng, client: &mut Client, node: usize) {
+        let ask = self.ask_reborn(rng, node);
+        let (space, n) = (&*self.reborn, self.reborn.n);
+        match rng.random_range(0..100) {
+            0..5 => {
+                client.change(node, space, Wish::Drop).await;
+                client.change(node, space, Wish::Create).await;
+            }
+            5..12 => client.change(node, space, Wish::Create).await,
+            12..17 => {
+                let wish = Wish::Update(rng.random_range(1..=n), rng.random_range(1..=n));
+                client.change(node, space, wish).await;
+            }
+            17..50 => drop(client.get(&ask).await),
+            50..56 => drop(client.delete(&ask).await),
+            56..60 => drop(client.scan(&ask, &self.keys).await),
+            _ => drop(client.put(&ask).await),
+        }
+    }
+
     /// Several requests at once, without contexts.
     async fn burst(&self, rng: &mut StdRng, client: &Client, ask: &Ask) {
         let mut requests = tokio::task::JoinSet::new();
@@ -156,6 +228,8 @@ pub fn add_client(cluster: &mut Cluster, draw: &Draw, number: usize, patience: D
         hop: draw.hop,
         own_level: draw.own_level,
         habit: draw.habit,
+        more: draw.more,
+        reborn: Arc::new(reborn_space(draw.setup.seed, cluster.hosts.len())),
         tenants: tenants(draw),
         began_ms: cluster.now_ms(),
         chaos_ms: draw.chaos_ms,
@@ -163,6 +237,7 @@ pub fn add_client(cluster: &mut Cluster, draw: &Draw, number: usize, patience: D
     let (pause_ms, until) = (draw.pause_ms, cluster.now_ms() + draw.chaos_ms + 500);
     let (names, recorder) = (cluster.node_names(), cluster.recorder.clone());
     let mut rng = StdRng::seed_from_u64(mix(draw.setup.seed, 3, number as u64));
+    let mut extra = StdRng::seed_from_u64(mix(draw.setup.seed, 13, number as u64));
     let has_session = mix(draw.setup.seed, 9, number as u64).is_multiple_of(3);
     cluster.client(&format!("c{}", number + 1), async move {
         let mut client = Client::new(number, &names, patience, recorder);
@@ -172,7 +247,11 @@ pub fn add_client(cluster: &mut Cluster, draw: &Draw, number: usize, patience: D
             if rng.random_bool(habits.hop) {
                 node = rng.random_range(0..habits.nodes);
             }
-            habits.turn(&mut rng, &mut client, node).await;
+            if habits.more.is_any() && extra.random_bool(MORE) {
+                habits.besides(&mut extra, &mut client, node).await;
+            } else {
+                habits.turn(&mut rng, &mut client, node).await;
+            }
             tokio::time::sleep(Duration::from_millis(rng.random_range(0..=pause_ms))).await;
         }
     });

@@ -170,7 +170,7 @@ pub fn f13_stamps_grow(ops: &[Op], coordinator: impl Fn(&Op) -> Option<NodeId>) 
         writes.sort_by_key(|(_, op)| op.begin);
         let (mut ended, mut greatest) = (by_end.into_iter().peekable(), None::<(u64, &Op)>);
         for (stamp, op) in writes {
-            while let Some((before, earlier)) = ended.next_if(|(_, earlier)| earlier.is_before(op)) {
+            while let Some((before, earlier)) = ended.next_if(|(_, earlier)| earlier.end < op.begin) {
                 if greatest.is_none_or(|(most, _)| before > most) {
                     greatest = Some((before, earlier));
                 }

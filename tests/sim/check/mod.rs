@@ -17,6 +17,8 @@
 //! | [`honest::f13_stamps_grow`] | the stamps of one coordinator grow, over restarts too |
 //! | [`state::MapWatch`] | no node goes back to an older cluster map |
 //! | [`state::f23_one_map`] | all nodes hold one cluster map, with every keyspace that was said to be made |
+//! | [`lives::f23_changes`] | what was said of a keyspace that is changed and dropped again and again is what the map has |
+//! | [`lives::LifeWatch`] | each life of it by all of the above: nothing of an earlier one is read |
 //!
 //! In a keyspace that takes sloppy writes only what is read when the hints are home is judged by G1 and G5: until then
 //! quorums promise nothing.
@@ -28,6 +30,9 @@
 
 pub mod guarantees;
 pub mod honest;
+pub mod lives;
+#[cfg(test)]
+mod lives_tests;
 pub mod register;
 pub mod state;
 #[cfg(test)]

@@ -84,12 +84,14 @@ impl MapWatch {
 pub struct HintWatch(BTreeMap<NodeId, BTreeMap<Vec<u8>, Hint>>);
 
 impl HintWatch {
-    /// Looks at the log of `keeper`; `disk` is the disk of a node.
+    /// Looks at the log of `keeper`; `disk` is the disk of a node, and `is_dropped` says of a storage key whether its
+    /// keyspace is gone, and nobody holds it any more.
     pub fn saw<'a>(
         &mut self,
         keeper: NodeId,
         log: &dyn Storage,
         disk: impl Fn(NodeId) -> Option<&'a dyn Storage>,
+        is_dropped: impl Fn(&[u8]) -> bool,
     ) -> Vec<Finding> {
         let known = self.0.entry(keeper).or_default();
         let (from, to) = schema::hint_range(None);
@@ -109,7 +111,7 @@ impl HintWatch {
         for key in gone {
             let (hint, target) = (known.remove(&key), schema::split_hint_key(&key).map(|(target, _)| target));
             let (Some(hint), Some(target)) = (hint, target) else { continue };
-            if !disk(target).is_some_and(|disk| holds(disk, &hint)) {
+            if !is_dropped(&hint.storage_key) && !disk(target).is_some_and(|disk| holds(disk, &hint)) {
                 let text = format!("{keeper} forgot a hint that {target} does not hold, number {}", hint.seq);
                 wrong.push(Finding::new("G7", text));
             }

@@ -26,7 +26,7 @@ use super::state::{HintWatch, Holding, MapWatch, f23_one_map, g7_converges, hold
 use super::{Finding, meets};
 use crate::history::{Action, Creation, Op, Outcome, Seq, Space, Value};
 
-fn space(conflicts: Conflicts, r: u8, w: u8) -> Arc<Space> {
+pub(super) fn space(conflicts: Conflicts, r: u8, w: u8) -> Arc<Space> {
     Arc::new(Space { name: "s".into(), conflicts, n: 3, r, w, sloppy: false })
 }
 
@@ -40,6 +40,7 @@ fn op(conflicts: Conflicts, begin: Seq, end: Seq, action: Action, outcome: Outco
         level: 2,
         named: false,
         session: None,
+        batch: None,
         covers: BTreeSet::new(),
         timeout_ms: 1,
         begin,
@@ -51,7 +52,7 @@ fn op(conflicts: Conflicts, begin: Seq, end: Seq, action: Action, outcome: Outco
     }
 }
 
-fn put(begin: Seq, end: Seq, value: Value, stamp: u64) -> Op {
+pub(super) fn put(begin: Seq, end: Seq, value: Value, stamp: u64) -> Op {
     op(Conflicts::Lww, begin, end, Action::Put(value), Outcome::Wrote(stamp))
 }
 
@@ -63,11 +64,11 @@ fn unknown(begin: Seq, value: Value) -> Op {
     op(Conflicts::Lww, begin, begin + 1, Action::Put(value), Outcome::Unknown("LOST".into()))
 }
 
-fn get(begin: Seq, end: Seq, value: Value, stamp: u64) -> Op {
+pub(super) fn get(begin: Seq, end: Seq, value: Value, stamp: u64) -> Op {
     op(Conflicts::Lww, begin, end, Action::Get, Outcome::Read(vec![(value, stamp)], Some(stamp)))
 }
 
-fn nothing(begin: Seq, stamp: Option<u64>) -> Op {
+pub(super) fn nothing(begin: Seq, stamp: Option<u64>) -> Op {
     op(Conflicts::Lww, begin, begin + 1, Action::Get, Outcome::Read(Vec::new(), stamp))
 }
 
@@ -299,7 +300,7 @@ fn f13_finds_stamps_that_go_back_on_any_key() {
     assert_eq!(f13_stamps_grow(&[put(1, 2, 1, 5), put(3, 4, 2, 4)], |_| None).len(), 0, "forwarded");
 }
 
-fn map() -> ClusterMap {
+pub(super) fn map() -> ClusterMap {
     let member = |id: u64| Member {
         id: NodeId(id),
         name: format!("n{id}"),
@@ -381,7 +382,7 @@ fn g7_finds_hints_that_are_forgotten() {
         log.write(&hint.batch).expect("written");
         let look = |watch: &mut HintWatch| {
             let disk = |node| (node == NodeId(2)).then_some(&disk as &dyn Storage);
-            watch.saw(NodeId(1), &log, disk).len()
+            watch.saw(NodeId(1), &log, disk, |_| false).len()
         };
         assert_eq!(look(&mut watch), 0, "it is still there");
         if let Some(stamp) = held {
