@@ -2,10 +2,10 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
-use tokio::sync::mpsc;
-use tokio_stream::StreamExt as _;
-use tokio_stream::wrappers::ReceiverStream;
+use futures_core::Stream;
+use tokio::sync::{mpsc, watch};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::admission::{Entered, Held};
@@ -21,6 +21,30 @@ const SCAN_PAGES_AHEAD: usize = 2;
 
 /// A page on its way, and what it holds.
 type Page = (Result<proto::ScanResponse, Status>, Option<Held>);
+
+/// Pages as they are taken. One counts until the one behind it is asked for: by then it is on its way to the client.
+struct Pages {
+    receive: mpsc::Receiver<Page>,
+    on_its_way: Option<Held>,
+    /// How many count no more.
+    left: watch::Sender<u64>,
+}
+
+impl Stream for Pages {
+    type Item = Result<proto::ScanResponse, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if let Some(held) = self.on_its_way.take() {
+            drop(held);
+            self.left.send_modify(|left| *left += 1);
+        }
+        let page = std::task::ready!(self.receive.poll_recv(context));
+        Poll::Ready(page.map(|(page, held)| {
+            self.on_its_way = held;
+            page
+        }))
+    }
+}
 
 /// The service over a node.
 pub struct KvService<H> {
@@ -58,7 +82,9 @@ async fn send_pages<H: KvHandler>(
     mut request: ScanRequest,
     mut page: ScanPage,
     send: mpsc::Sender<Page>,
+    mut left: watch::Receiver<u64>,
 ) {
+    let mut sent_pages = 0;
     loop {
         let cursor = page.cursor.clone();
         let count = u64::try_from(page.entries.len()).unwrap_or(u64::MAX);
@@ -66,8 +92,7 @@ async fn send_pages<H: KvHandler>(
         let bytes = page.entries.iter().map(ScanEntry::bytes).sum();
         let mut held = hold(&*node, call.as_ref(), bytes);
         if held.is_err() {
-            let all_taken = send.reserve_many(SCAN_PAGES_AHEAD).await.map(drop);
-            if all_taken.is_err() {
+            if left.wait_for(|left| *left == sent_pages).await.is_err() {
                 return;
             }
             held = hold(&*node, call.as_ref(), bytes);
@@ -82,6 +107,7 @@ async fn send_pages<H: KvHandler>(
         if sent.is_err() {
             return;
         }
+        sent_pages += 1;
         let Some(cursor) = cursor.filter(|_| request.limit != Some(0)) else { return };
         request.cursor = cursor;
         page = match node.scan_page(request.clone()).await {
@@ -124,7 +150,7 @@ impl<H: KvHandler> Kv for KvService<H> {
         done.map(|done| Response::new(convert::delete_response(done))).map_err(|f| convert::status(&f))
     }
 
-    type ScanStream = Pin<Box<dyn futures_core::Stream<Item = Result<proto::ScanResponse, Status>> + Send>>;
+    type ScanStream = Pin<Box<dyn Stream<Item = Result<proto::ScanResponse, Status>> + Send>>;
 
     async fn scan(&self, request: Request<proto::ScanRequest>) -> Result<Response<Self::ScanStream>, Status> {
         let (metadata, extensions, message) = request.into_parts();
@@ -132,13 +158,9 @@ impl<H: KvHandler> Kv for KvService<H> {
         let first = self.node.scan_page(request.clone()).await.map_err(|f| convert::status(&f))?;
         let (send, receive) = mpsc::channel::<Page>(SCAN_PAGES_AHEAD);
         let call = extensions.get::<Arc<Entered>>().cloned();
-        tokio::spawn(send_pages(self.node.clone(), call, request, first, send));
-        // A page counts until the one behind it is asked for: by then it is on its way to the client.
-        let mut on_its_way = None;
-        let pages = ReceiverStream::new(receive).map(move |(page, held)| {
-            drop(std::mem::replace(&mut on_its_way, held));
-            page
-        });
+        let (left, pages_left) = watch::channel(0);
+        tokio::spawn(send_pages(self.node.clone(), call, request, first, send, pages_left));
+        let pages = Pages { receive, on_its_way: None, left };
         Ok(Response::new(Box::pin(pages)))
     }
 

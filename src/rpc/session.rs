@@ -32,7 +32,7 @@ use tonic::Status;
 use super::item::{self, Done, Item, Outcome};
 use super::malformed;
 use super::proto::{SessionRequest, SessionResponse};
-use super::requests::{GetRequest, KvHandler};
+use super::requests::{GetRequest, KvHandler, WriteRequest};
 use crate::types::error::{Applied, Cause, Failure, Invalid};
 use crate::types::limits::{
     SESSION_ANSWER_BYTES, SESSION_GET_BYTES, SESSION_REQUEST_BYTES, SESSION_REQUESTS, SESSION_WIDTH,
@@ -210,7 +210,7 @@ async fn answer<H: KvHandler>(id: u64, item: Item, mut held: Held<H>, answers: m
                 () = answers.closed() => return,
                 turn = take(&session.under_way, 1, SESSION_WIDTH) => turn,
             };
-            let run = || session.node.write(request.clone());
+            let run = |timeout| session.node.write(WriteRequest { timeout, ..request.clone() });
             while_overloaded(request.timeout, run).await.map(done)
         }
         Item::Get(request) => {
@@ -227,14 +227,15 @@ async fn answer<H: KvHandler>(id: u64, item: Item, mut held: Held<H>, answers: m
     let _ = answers.send((item::session_response(id, outcome), held)).await;
 }
 
-/// Tries again while the node takes no more, up to the request's own time: a stream can wait where a call can't.
+/// Tries again while the node takes no more, up to the request's own time: a stream can wait where a call can't. What
+/// has waited is run with the time that it has left.
 async fn while_overloaded<T, F: Future<Output = Result<T, Failure>>>(
     timeout: Duration,
-    run: impl Fn() -> F,
+    run: impl Fn(Duration) -> F,
 ) -> Result<T, Failure> {
     let began = tokio::time::Instant::now();
     loop {
-        match run().await {
+        match run(timeout.saturating_sub(began.elapsed())).await {
             Err(Failure { cause: Cause::Overloaded(delay), applied: Applied::No, .. })
                 if began.elapsed() + delay < timeout =>
             {
@@ -254,7 +255,7 @@ async fn get<H: KvHandler>(
     loop {
         let mut room = take(&session.answer_bytes, wanted, SESSION_ANSWER_BYTES).await;
         let turn = take(&session.under_way, 1, SESSION_WIDTH).await;
-        let run = || session.node.get(request.clone());
+        let run = |timeout| session.node.get(GetRequest { timeout, ..request.clone() });
         let done = match while_overloaded(request.timeout, run).await {
             Ok(done) => Done::Get(done),
             Err(failure) => return (Err(failure), None),
@@ -287,7 +288,7 @@ mod tests {
 
     use super::super::item::BatchRequest;
     use super::super::proto::{self, session_request::Request, session_response};
-    use super::super::requests::{GetDone, ScanPage, ScanRequest, WriteDone, WriteRequest};
+    use super::super::requests::{GetDone, ScanPage, ScanRequest, WriteDone};
     use super::super::transport::BoxFuture;
     use super::*;
     use crate::telemetry::metrics::Metrics;
@@ -521,5 +522,17 @@ mod tests {
         assert_eq!(node.held(), (0, 0));
         // What was begun has ended, and what waited has not begun.
         assert!(*node.begun.borrow() <= SESSION_WIDTH + 100, "{} begun", *node.begun.borrow());
+    }
+
+    /// A request that waited for an overloaded node ends at its deadline all the same.
+    #[tokio::test(start_paused = true)]
+    async fn what_has_waited_has_the_rest_of_its_time() {
+        let given = Mutex::new(Vec::new());
+        let run = |left: Duration| {
+            given.lock().expect("no panic").push(left.as_millis());
+            async { Err::<(), _>(Failure::early(Cause::Overloaded(Duration::from_millis(100)))) }
+        };
+        assert!(while_overloaded(Duration::from_millis(250), run).await.is_err());
+        assert_eq!(*given.lock().expect("no panic"), [250, 150, 50]);
     }
 }

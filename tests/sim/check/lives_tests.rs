@@ -31,7 +31,7 @@ fn an_id_that_is_given_again_is_another_life() {
         watch.look(seq, &[(0, MapVersion(version), life.map(KeyspaceId))]);
     }
     let old = put(12, 13, 1, 5);
-    assert!(watch.check(&[old.clone(), get(40, 41, 1, 5)]).len() > 0, "read in the next life");
+    assert!(!watch.check(&[old.clone(), get(40, 41, 1, 5)]).is_empty(), "read in the next life");
     assert_eq!(watch.check(&[old, nothing(40, Some(0))]).len(), 0);
 }
 
