@@ -77,6 +77,8 @@ pub struct Coordinator {
     pub key_shares: Mutex<KeyShares>,
     /// Requests that were refused because their key had its share, since it was last asked.
     pub hot_refused: AtomicUsize,
+    /// Requests that ended, how many of them took over half of their time, and how many ended well, likewise.
+    pub ended: [AtomicUsize; 3],
     /// Writes under way that have a request id.
     pub turns: Turns,
 }
@@ -219,6 +221,17 @@ impl Coordinator {
     /// Whether a node looks reachable: it is this one, or its link is up.
     pub fn is_reachable(&self, node: NodeId) -> bool {
         node == self.driver.me || self.driver.links.up(node).is_some()
+    }
+
+    /// Learns how long a request took of the time that it had.
+    pub fn took<T>(&self, began: Mono, timeout: Duration, result: &Result<T, Failure>) {
+        if matches!(result, Err(failure) if matches!(failure.cause, Cause::Overloaded(_))) {
+            return;
+        }
+        let [ended, late, well] = &self.ended;
+        ended.fetch_add(1, Ordering::Relaxed);
+        late.fetch_add(usize::from(self.since(began) > timeout / 2), Ordering::Relaxed);
+        well.fetch_add(usize::from(result.is_ok()), Ordering::Relaxed);
     }
 
     /// Counts a finished request.

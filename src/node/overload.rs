@@ -1,6 +1,7 @@
 //! Watches how long work waits on this node, and sets how much it takes.
 //!
-//! Two queues are looked at: that of the runtime, by how late a timer's task is run, and that of the commit thread.
+//! Two queues are looked at: that of the runtime, by how late a timer's task is run, and that of the commit thread; and
+//! how much of their time requests take that end.
 //! `src/quorum/admission.rs` makes a limit of them, which the door keeps (`src/rpc/admission.rs`).
 
 use std::sync::Arc;
@@ -36,7 +37,9 @@ pub async fn govern(coordinator: Arc<Coordinator>, door: Arc<Door>) {
         let under_way = coordinator.under_way.load(Ordering::Relaxed);
         let most_under_way = door.take_most().max(under_way);
         let hot = coordinator.hot_refused.swap(0, Ordering::Relaxed);
-        let limit = limiter.learn(Window { least_delay, most_under_way, hot_refused: hot > 0 });
+        let [ended, late, well] = coordinator.ended.each_ref().map(|count| count.swap(0, Ordering::Relaxed));
+        let window = Window { least_delay, most_under_way, hot_refused: hot > 0, ended, late, well };
+        let limit = limiter.learn(window);
         door.set_limit(limit);
         coordinator.limit_now.store(limit.saturating_mul(2), Ordering::Relaxed);
         metrics.requests_limit.set(u64::try_from(limit).unwrap_or(u64::MAX));

@@ -243,6 +243,7 @@ impl Node {
             usual_get: AtomicUsize::new(0),
             key_shares: Mutex::default(),
             hot_refused: AtomicUsize::new(0),
+            ended: Default::default(),
             turns: Turns::new(me.nonce),
         });
         let maps = Maps::new(me.node, env.clone(), committer.clone(), maps_sender);

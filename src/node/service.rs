@@ -59,10 +59,12 @@ impl KvHandler for NodeService {
         Box::pin(async move {
             let began = self.coordinator.driver.clock.mono();
             let verb = if request.payload == Payload::Tombstone { Verb::Delete } else { Verb::Put };
+            let timeout = request.timeout;
             let result = match self.coordinator.admit_write(&request) {
                 Ok(_admitted) => self.coordinator.write(request, true).await,
                 Err(failure) => Err(failure),
             };
+            self.coordinator.took(began, timeout, &result);
             self.coordinator.count(verb, began, &result);
             result
         })
@@ -70,7 +72,7 @@ impl KvHandler for NodeService {
 
     fn get(&self, request: GetRequest) -> BoxFuture<'_, Result<GetDone, Failure>> {
         Box::pin(async move {
-            let began = self.coordinator.driver.clock.mono();
+            let (began, timeout) = (self.coordinator.driver.clock.mono(), request.timeout);
             let result = match self.coordinator.admit_get(&request) {
                 Ok(_admitted) => self.coordinator.get(request).await,
                 Err(failure) => Err(failure),
@@ -78,6 +80,7 @@ impl KvHandler for NodeService {
             if let Ok(done) = &result {
                 self.coordinator.found(done.bytes());
             }
+            self.coordinator.took(began, timeout, &result);
             self.coordinator.count(Verb::Get, began, &result);
             result
         })

@@ -6,8 +6,11 @@
 //!    short the service time.
 //! 2. While that is over the target, the limit falls by a fifth of what was really under way. While it is below half
 //!    the target and the limit was nearly reached, it grows by a tenth. Between the two it stays.
-//! 3. It never leaves its bounds.
-//! 4. A key that everybody wants leaves room for the others: past half the limit one that has its share of that half
+//! 3. When more than half of what ended in a window took over half of its time, the limit is halved, whatever the queues
+//!    say: work may wait where nobody looks, as at a peer. It keeps what the window did well, so that those who came
+//!    before don't take it down with them.
+//! 4. It never leaves its bounds.
+//! 5. A key that everybody wants leaves room for the others: past half the limit one that has its share of that half
 //!    under way is refused ([`KeyShares`]).
 //!
 //! Why so: past its capacity a node that takes everything makes everyone wait for the others until all deadlines have
@@ -27,6 +30,12 @@ pub struct Window {
     pub most_under_way: usize,
     /// Whether a request was refused because its key had its share.
     pub hot_refused: bool,
+    /// Requests that ended.
+    pub ended: usize,
+    /// Of them, those that took over half of their time.
+    pub late: usize,
+    /// Of them, those that ended well.
+    pub well: usize,
 }
 
 /// The limit.
@@ -50,7 +59,9 @@ impl Limiter {
     /// Learns from a window; returns the limit for the next.
     pub fn learn(&mut self, window: Window) -> usize {
         let used = window.most_under_way.min(self.limit);
-        if window.least_delay > ADMISSION_DELAY {
+        if window.late > window.ended / 2 {
+            self.limit = (used / 2).max(window.well.min(used));
+        } else if window.least_delay > ADMISSION_DELAY {
             self.limit = used - used / 5;
         } else if window.least_delay < ADMISSION_DELAY / 2
             && (used >= self.limit - self.limit / 4 || window.hot_refused)
@@ -148,6 +159,18 @@ mod tests {
         let mut small = Limiter::new(4);
         let slow = Window { least_delay: ADMISSION_DELAY * 3, most_under_way: 4, ..Window::default() };
         assert_eq!(small.learn(slow), 4);
+    }
+
+    #[test]
+    fn requests_that_are_late_halve_the_limit_but_for_what_is_done_well() {
+        let mut limiter = Limiter::new(8_192);
+        let late = Window { most_under_way: 9_000, ended: 260, late: 200, well: 150, ..Window::default() };
+        let limits: Vec<usize> = (0..8).map(|_| limiter.learn(late)).collect();
+        assert_eq!(limits, [4_096, 2_048, 1_024, 512, 256, 150, 150, 150]);
+        // A few that hang on a dead peer are no overload; and what has not ended says nothing.
+        let some = Window { most_under_way: 150, ended: 260, late: 100, well: 160, ..Window::default() };
+        assert!(limiter.learn(some) >= 150);
+        assert!(limiter.learn(Window { most_under_way: 200, ..Window::default() }) >= 150);
     }
 
     #[test]
