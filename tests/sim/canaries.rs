@@ -33,7 +33,7 @@ const CANARIES: [(Canary, &str, Option<u64>); 18] = [
     (Canary::BytesLeaked, "G9", Some(1)),
     (Canary::HintDropped, "G7", Some(0)),
     (Canary::KeyspaceIdReused, "G8", Some(0)),
-    (Canary::SessionForgotten, "G3", Some(36)),
+    (Canary::SessionForgotten, "G3", Some(45)),
 ];
 
 /// Plays a seed with a planted bug: the first finding under the rule.
