@@ -84,7 +84,7 @@ impl Keyspace {
         Update::new(self.clone(), key.into(), merge)
     }
 
-    /// Reads the whole keyspace, in order of partition, then of key.
+    /// Reads the whole keyspace, in order of partition, then of a hash of the partition key.
     pub fn scan(&self) -> Scan {
         Scan::new(self.clone(), Bytes::new())
     }

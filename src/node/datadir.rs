@@ -27,8 +27,8 @@ use serde::{Deserialize, Serialize};
 use crate::types::ids::{ClusterId, DiskId, Incarnation, NodeId};
 use crate::types::time::WallMs;
 
-/// Format written, and the newest that is read.
-pub const IDENTITY_FORMAT: u32 = 1;
+/// Format written, and the only one that is read. 1 was before the first release: its record keys had no slots.
+pub const IDENTITY_FORMAT: u32 = 2;
 
 const LOCK: &str = "LOCK";
 const IDENTITY: &str = "identity.toml";
@@ -88,6 +88,18 @@ pub enum DataDirError {
     /// Written by a newer release.
     #[error("{} is of format {found}, this release reads up to {IDENTITY_FORMAT}", path.display())]
     NewerFormat {
+        /// The file.
+        path: PathBuf,
+        /// The format found.
+        found: u32,
+    },
+    /// Written before the first release.
+    #[error(
+        "{} is of format {found}, from before the first release; this one reads {IDENTITY_FORMAT}: `dump` with the \
+         build that made it, then `load`",
+        path.display()
+    )]
+    OlderFormat {
         /// The file.
         path: PathBuf,
         /// The format found.
@@ -337,6 +349,9 @@ fn parse_identity(path: &Path, text: &str) -> Result<Identity, DataDirError> {
     if format > IDENTITY_FORMAT {
         return Err(DataDirError::NewerFormat { path: path.to_path_buf(), found: format });
     }
+    if format < IDENTITY_FORMAT {
+        return Err(DataDirError::OlderFormat { path: path.to_path_buf(), found: format });
+    }
     let file: IdentityFile = toml::from_str(text).map_err(|error| damaged(error.message().to_string()))?;
     if file.checksum != file.expected_checksum() {
         return Err(damaged("the checksum does not match".to_string()));
@@ -476,11 +491,14 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_format_is_refused_by_number() {
+    fn another_format_is_refused_by_number() {
         let dir = tempdir();
-        fs::write(dir.path().join(IDENTITY), "format = 2\nnew_field = true\n").expect("written");
+        fs::write(dir.path().join(IDENTITY), "format = 3\nnew_field = true\n").expect("written");
         let error = open(dir.path()).expect_err("newer");
-        assert!(matches!(&error, DataDirError::NewerFormat { found: 2, .. }), "{error}");
+        assert!(matches!(&error, DataDirError::NewerFormat { found: 3, .. }), "{error}");
+        fs::write(dir.path().join(IDENTITY), "format = 1\nold_field = true\n").expect("written");
+        let error = open(dir.path()).expect_err("older");
+        assert!(matches!(&error, DataDirError::OlderFormat { found: 1, .. }), "{error}");
     }
 
     /// Any one changed character is found, but for those that change no field.
@@ -498,7 +516,11 @@ mod tests {
             fs::write(&file, &bad).expect("written");
             match DataDir::read_identity(dir.path()) {
                 Ok(found) => assert_eq!(found, before, "byte {i}"),
-                Err(DataDirError::Damaged { .. } | DataDirError::NewerFormat { .. }) => refused += 1,
+                Err(
+                    DataDirError::Damaged { .. }
+                    | DataDirError::NewerFormat { .. }
+                    | DataDirError::OlderFormat { .. },
+                ) => refused += 1,
                 Err(other) => panic!("byte {i}: {other}"),
             }
         }

@@ -2,14 +2,16 @@
 //!
 //! | first byte | key | value |
 //! | --- | --- | --- |
-//! | `d` | partition (2), keyspace (4), escaped partition key, sort key | checksummed record |
+//! | `d` | partition (2), keyspace (4), slot (2), escaped partition key, sort key | checksummed record |
 //! | `h` | target node (8), sequence number (8) | checksummed hint |
 //! | `f` | hash of a record's storage key (16), target node (8), sequence number (8) | nothing: a fallback's hint for it |
 //! | `r` | minute (8), request id (16) | checksummed outcome of a write with a request id |
+//! | `t` | partition (2), keyspace (4), region of a Merkle tree (1) | checksummed sums, or "in doubt" |
 //! | `m` | name of a piece of the node's own state | checksummed `postcard` |
 //!
 //! A partition is one range to scan, hand over and drop; within a partition key, sort keys stay in byte
-//! order. Numbers are big endian. In a partition key the byte 0 is written `00 ff`, and `00 01` ends it, so
+//! order. Numbers are big endian. The slot is the first 2 bytes of blake3 over the partition key: a leaf of a Merkle
+//! tree is a range of slots, so the keys of a leaf lie side by side. In a partition key the byte 0 is written `00 ff`, and `00 01` ends it, so
 //! no partition key is a prefix of another's and the order of partition keys is that of their bytes. The
 //! sort key stands last and needs no end.
 //!
@@ -18,7 +20,7 @@
 //! out too. The engine has checksums of its own, but they guard its pages, not the way up to here.
 //!
 //! Invariants:
-//! 1. Encoded record keys order as (partition, keyspace, partition key, sort key) do, and no two are equal.
+//! 1. Encoded record keys order as (partition, keyspace, slot, partition key, sort key) do, and no two are equal.
 //! 2. [`split_record_key`] takes back exactly what [`record_key`] makes, and refuses all else.
 //! 3. [`open`] gives back the body that [`seal`] took under the same key, or an error: never other bytes
 //!    (but for a chance of 1 in 2^64).
@@ -38,6 +40,8 @@ pub const HINT_TAG: u8 = b'h';
 pub const STAND_IN_TAG: u8 = b'f';
 /// First byte of the key of the outcome of a write with a request id.
 pub const REQUEST_TAG: u8 = b'r';
+/// First byte of the key of a region of a Merkle tree.
+pub const REGION_TAG: u8 = b't';
 /// First byte of the key of the node's own state.
 pub const META_TAG: u8 = b'm';
 
@@ -65,19 +69,26 @@ const ESCAPED_ZERO: u8 = 0xff;
 const END: u8 = 1;
 /// Tag, partition, keyspace.
 const RANGE_BYTES: usize = 1 + 2 + 4;
+const SLOT_BYTES: usize = 2;
+
+/// The slot of a partition key: where among the records of its partition and keyspace it lies.
+pub fn slot(partition_key: &[u8]) -> u16 {
+    let hash = blake3::hash(partition_key);
+    u16::from_be_bytes([hash.as_bytes()[0], hash.as_bytes()[1]])
+}
 
 /// Storage key of a record.
 pub fn record_key(partition: PartitionId, keyspace: KeyspaceId, key: &Key) -> Vec<u8> {
-    let mut out = Vec::with_capacity(RANGE_BYTES + key.bytes() + 2);
+    let mut out = Vec::with_capacity(RANGE_BYTES + SLOT_BYTES + key.bytes() + 2);
     push_range(&mut out, partition, keyspace);
     push_partition_key(&mut out, key.partition_key());
     out.extend_from_slice(key.sort_key());
     out
 }
 
-/// What follows the range prefix in the storage key of a record: escaped partition key, its end, sort key.
+/// What follows the range prefix in the storage key of a record: slot, escaped partition key, its end, sort key.
 pub fn record_suffix(key: &Key) -> Vec<u8> {
-    let mut out = Vec::with_capacity(key.bytes() + 2);
+    let mut out = Vec::with_capacity(SLOT_BYTES + key.bytes() + 2);
     push_partition_key(&mut out, key.partition_key());
     out.extend_from_slice(key.sort_key());
     out
@@ -85,7 +96,7 @@ pub fn record_suffix(key: &Key) -> Vec<u8> {
 
 /// The prefix that the suffixes of all sort keys of `partition_key` share, and no other key has.
 pub fn partition_key_prefix(partition_key: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(partition_key.len() + 2);
+    let mut out = Vec::with_capacity(SLOT_BYTES + partition_key.len() + 2);
     push_partition_key(&mut out, partition_key);
     out
 }
@@ -104,6 +115,38 @@ pub fn split_range(storage_key: &[u8]) -> Option<(PartitionId, KeyspaceId)> {
     Some((partition, KeyspaceId(u32::from_be_bytes([*k0, *k1, *k2, *k3]))))
 }
 
+/// Partition, keyspace and slot that the storage key of a record lies in; `None` if it is none of a record.
+pub fn split_slot(storage_key: &[u8]) -> Option<(PartitionId, KeyspaceId, u16)> {
+    let (partition, keyspace) = split_range(storage_key)?;
+    let slot = storage_key.get(RANGE_BYTES..)?.first_chunk::<SLOT_BYTES>()?;
+    Some((partition, keyspace, u16::from_be_bytes(*slot)))
+}
+
+/// First storage key (inclusive) and last (exclusive; none for all that follow) of the records in these slots.
+pub fn slot_range(
+    partition: PartitionId,
+    keyspace: KeyspaceId,
+    (first, last): (u16, u16),
+) -> (Vec<u8>, Option<Vec<u8>>) {
+    let of = |slot: u16| [&range_prefix(partition, keyspace)[..], &slot.to_be_bytes()].concat();
+    (of(first), prefix_end(&of(last)))
+}
+
+/// Storage key of a region of the Merkle tree of a keyspace in a partition.
+pub fn region_key(partition: PartitionId, keyspace: KeyspaceId, region: u8) -> Vec<u8> {
+    let mut out = range_prefix(partition, keyspace);
+    out[0] = REGION_TAG;
+    out.push(region);
+    out
+}
+
+/// Takes apart the storage key of a region; `None` if it is not one.
+pub fn split_region_key(key: &[u8]) -> Option<(PartitionId, KeyspaceId, u8)> {
+    let [REGION_TAG, p0, p1, k0, k1, k2, k3, region] = key else { return None };
+    let partition = PartitionId(u16::from_be_bytes([*p0, *p1]));
+    Some((partition, KeyspaceId(u32::from_be_bytes([*k0, *k1, *k2, *k3])), *region))
+}
+
 /// The prefix that the storage keys of all records of a partition share, and no other key has.
 pub fn partition_prefix(partition: PartitionId) -> Vec<u8> {
     let mut out = range_prefix(partition, KeyspaceId(0));
@@ -120,10 +163,13 @@ pub fn split_record_key(storage_key: &[u8]) -> Option<(PartitionId, KeyspaceId, 
 /// Takes apart what [`record_suffix`] made; `None` if it is not that.
 pub fn split_suffix(suffix: &[u8]) -> Option<Key> {
     let mut partition_key = Vec::new();
-    let mut rest = suffix;
+    let (at, mut rest) = suffix.split_first_chunk::<SLOT_BYTES>()?;
     loop {
         match rest {
-            [ESCAPE, END, sort_key @ ..] => return Key::new(partition_key, sort_key.to_vec()).ok(),
+            [ESCAPE, END, sort_key @ ..] => {
+                let right = slot(&partition_key) == u16::from_be_bytes(*at);
+                return right.then(|| Key::new(partition_key, sort_key.to_vec()).ok()).flatten();
+            }
             [ESCAPE, ESCAPED_ZERO, tail @ ..] => {
                 partition_key.push(0);
                 rest = tail;
@@ -225,6 +271,7 @@ fn push_range(out: &mut Vec<u8>, partition: PartitionId, keyspace: KeyspaceId) {
 }
 
 fn push_partition_key(out: &mut Vec<u8>, partition_key: &[u8]) {
+    out.extend_from_slice(&slot(partition_key).to_be_bytes());
     for byte in partition_key {
         out.push(*byte);
         if *byte == ESCAPE {
@@ -328,7 +375,10 @@ mod tests {
     }
 
     fn order(a: &Place, b: &Place) -> Ordering {
-        let parts = |p: &Place| (p.0, p.1, p.2.partition_key().to_vec(), p.2.sort_key().to_vec());
+        let parts = |p: &Place| {
+            let (partition_key, sort_key) = (p.2.partition_key(), p.2.sort_key());
+            (p.0, p.1, slot(partition_key), partition_key.to_vec(), sort_key.to_vec())
+        };
         parts(a).cmp(&parts(b))
     }
 
@@ -348,6 +398,12 @@ mod tests {
             let encoded = encode(&place);
             prop_assert_eq!(split_record_key(&encoded), Some(place.clone()));
             prop_assert_eq!(split_range(&encoded), Some((place.0, place.1)));
+            let slot = slot(place.2.partition_key());
+            prop_assert_eq!(split_slot(&encoded), Some((place.0, place.1, slot)));
+            for (slots, inside) in [((slot, slot), true), ((0, u16::MAX), true), ((slot ^ 1, slot ^ 1), false)] {
+                let (from, to) = slot_range(place.0, place.1, slots);
+                prop_assert_eq!(from <= encoded && to.is_none_or(|to| encoded < to), inside);
+            }
             let suffix = record_suffix(&place.2);
             prop_assert_eq!(split_suffix(&suffix), Some(place.2.clone()));
             prop_assert_eq!([range_prefix(place.0, place.1), suffix].concat(), encoded);
@@ -358,6 +414,14 @@ mod tests {
         fn only_encodings_split(bytes in tricky(0..=12)) {
             if let Some(key) = split_suffix(&bytes) {
                 prop_assert_eq!(record_suffix(&key), bytes.clone());
+            }
+            // With the right slot, or no bytes would ever split.
+            if let [0xff, rest @ ..] = &bytes[..] {
+                let cut = rest.windows(2).position(|pair| pair == [ESCAPE, END]).unwrap_or(rest.len());
+                let slot = slot(&rest[..cut]).to_be_bytes();
+                if let Some(key) = split_suffix(&[&slot, rest].concat()) {
+                    prop_assert_eq!(record_suffix(&key), [&slot, rest].concat());
+                }
             }
             let mut storage_key = vec![RECORD_TAG];
             storage_key.extend(bytes);
@@ -425,8 +489,14 @@ mod tests {
     fn format_is_fixed() {
         let key = Key::new(&b"a\0b"[..], &b"s\0"[..]).expect("within the limits");
         let encoded = record_key(PartitionId(0x0102), KeyspaceId(0x0304_0506), &key);
-        assert_eq!(encoded, b"d\x01\x02\x03\x04\x05\x06a\x00\xffb\x00\x01s\x00");
+        let hash = blake3::hash(b"a\0b");
+        let slot = &hash.as_bytes()[..2];
+        assert_eq!(encoded, [&b"d\x01\x02\x03\x04\x05\x06"[..], slot, b"a\x00\xffb\x00\x01s\x00"].concat());
         assert_eq!(meta_key(META_CLOCK_BOUND), b"mclock_bound");
+        let region = region_key(PartitionId(0x0102), KeyspaceId(0x0304_0506), 63);
+        assert_eq!(region, b"t\x01\x02\x03\x04\x05\x06\x3f");
+        assert_eq!(split_region_key(&region), Some((PartitionId(0x0102), KeyspaceId(0x0304_0506), 63)));
+        assert_eq!(split_region_key(&encoded), None);
 
         let by_hand = blake3::hash(b"\x01\0\0\0\0\0\0\0\x01kbody");
         let expected = [b"Q\x01", &by_hand.as_bytes()[..8], b"body"].concat();
