@@ -14,6 +14,7 @@ pub mod gossip;
 pub mod quorum;
 pub mod storage;
 // Layer 3: one node, one key.
+pub mod antientropy;
 pub mod hinted;
 pub mod replica;
 pub mod telemetry;

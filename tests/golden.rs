@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use quoral::antientropy::exchange::{self, Exchange};
+use quoral::antientropy::tree::Node;
 use quoral::hinted::delivery;
 use quoral::machine::Machine;
 use quoral::quorum::page::Single;
@@ -250,6 +252,49 @@ impl Scripted for HintScript {
     }
 }
 
+struct ExchangeScript(Exchange);
+
+/// A node as `4/3`: bits and path.
+fn tree_node(text: &str) -> Node {
+    let (bits, path) = text.split_once('/').expect("bits/path");
+    let number = |text: &str| text.parse().expect("a number");
+    Node::new(u8::try_from(number(bits)).expect("small"), number(path)).expect("a node of the tree")
+}
+
+impl Scripted for ExchangeScript {
+    fn feed(&mut self, now: Mono, words: &[&str]) -> Vec<String> {
+        let o = options(words);
+        let number = |name: &str| o.get(name).map_or(0, |text| text.parse().expect("a number"));
+        let event = match words {
+            ["start", ..] => exchange::Event::Start(number("items")),
+            ["differ", nodes @ ..] => exchange::Event::Differ(nodes.iter().map(|n| tree_node(n)).collect()),
+            ["too-many"] => exchange::Event::TooMany,
+            ["listed", ..] => exchange::Event::Listed {
+                nodes: usize::try_from(number("nodes")).expect("small"),
+                received: number("received"),
+                sent: number("sent"),
+            },
+            ["failed"] => exchange::Event::Failed,
+            other => panic!("no event of an exchange: {other:?}"),
+        };
+        let mut effects = Vec::new();
+        self.0.step(now, event, &mut effects);
+        self.0.check_invariants();
+        let nodes = |nodes: &[Node]| {
+            let shown: Vec<String> = nodes.iter().map(|n| format!("{}/{}", n.bits(), n.path())).collect();
+            shown.join(" ")
+        };
+        let show = |effect: &exchange::Effect| match effect {
+            exchange::Effect::Compare(all) => format!("compare {}", nodes(all)),
+            exchange::Effect::List(all) => format!("list {}", nodes(all)),
+            exchange::Effect::Finish { whole, received, sent } => {
+                format!("finish whole={whole} received={received} sent={sent}")
+            }
+        };
+        effects.iter().map(show).collect()
+    }
+}
+
 /// Runs a script; what it should be, as the machines do it.
 fn run(text: &str) -> String {
     let mut out = String::new();
@@ -270,6 +315,10 @@ fn run(text: &str) -> String {
             }
             ["hints", pace @ ..] => {
                 machine = Some(Box::new(HintScript::begin(pace)));
+                writeln!(out, "{line}").expect("a String takes all");
+            }
+            ["exchange"] => {
+                machine = Some(Box::new(ExchangeScript(Exchange::new())));
                 writeln!(out, "{line}").expect("a String takes all");
             }
             ["at", time] => {
@@ -295,9 +344,10 @@ fn every_script_is_what_the_machine_does() {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let folder = |name: &str| std::fs::read_dir(root.join(name)).expect("a folder of scripts");
     let entries = folder("src/quorum/scripts").chain(folder("src/hinted/scripts"));
+    let entries = entries.chain(folder("src/antientropy/scripts"));
     let mut scripts: Vec<PathBuf> = entries.map(|e| e.expect("an entry").path()).collect();
     scripts.sort();
-    assert!(scripts.len() >= 23, "one script for each rule");
+    assert!(scripts.len() >= 28, "one script for each rule");
     for path in scripts {
         let text = std::fs::read_to_string(&path).expect("a script");
         assert!(text.starts_with("# Rule "), "{}: the first line states the rule", path.display());

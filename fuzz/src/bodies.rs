@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message as _;
+use quoral::antientropy::tree::Sum;
 use quoral::gossip::digest::NodeState;
 use quoral::gossip::packet::{self, Packet};
 use quoral::hinted::queue;
@@ -26,7 +27,7 @@ use quoral::ring::keyspaces::{KeyspaceChange, KeyspaceUpdate};
 use quoral::ring::layout::ClusterMap;
 use quoral::ring::preflist;
 use quoral::rpc::item::{self, Item};
-use quoral::rpc::{convert, proto};
+use quoral::rpc::{convert, proto, tree_wire};
 use quoral::storage::memory::MemoryStorage;
 use quoral::storage::{Batch, Storage as _, schema};
 use quoral::types::error::{Applied, Failure};
@@ -464,7 +465,31 @@ fn operation(operation: proto::Operation) {
             };
             assert!(timeout.is_none_or(|timeout| timeout <= limits::TIMEOUT_MAX));
         }
+        Some(Kind::CompareRoots(roots)) => {
+            for root in roots.roots {
+                if let Some(sum) = tree_wire::root_of_wire(&root.sum).filter(|sum| *sum != Sum::default()) {
+                    assert_eq!(tree_wire::root_to_wire(sum), root.sum);
+                }
+            }
+        }
+        Some(Kind::CompareNodes(proto::CompareNodes { nodes, .. }))
+        | Some(Kind::CompareItems(proto::CompareItems { nodes, .. }))
+        | Some(Kind::FetchItems(proto::FetchItems { nodes, .. })) => nodes.iter().for_each(tree_node),
         Some(Kind::Fetch(_) | Kind::Hints(_) | Kind::Ping(_)) | None => {}
+    }
+}
+
+fn tree_node(wired: &proto::TreeNode) {
+    if let Some(prints) = tree_wire::prints_of_wire(&wired.prints) {
+        assert_eq!(tree_wire::prints_to_wire(prints), wired.prints);
+    }
+    let Some(node) = tree_wire::node_of_wire(wired) else { return };
+    assert!(node.slots().0 <= node.slots().1);
+    let children = tree_wire::children_of_mask(node, &wired.prints);
+    assert!(children.is_none_or(|children| children.len() <= node.fan_out()));
+    if let Some(sums) = tree_wire::sums_of_wire(node, &wired.prints) {
+        assert_eq!(sums.len(), node.fan_out());
+        assert_eq!(tree_wire::sums_of_wire(node, &tree_wire::sums_to_wire(&sums)), Some(sums));
     }
 }
 
@@ -497,7 +522,14 @@ fn answer(answer: proto::Answer) {
         Some(Kind::Fetched(proto::Fetched { kind: Some(fetched::Kind::Record(bytes)) })) => {
             drop(record(&bytes));
         }
-        Some(Kind::Page(page)) => {
+        Some(Kind::Items(compared)) => {
+            for list in &compared.lists {
+                if let Some(compared) = tree_wire::list_of_wire(list) {
+                    assert_eq!(tree_wire::list_of_wire(&tree_wire::list_to_wire(&compared)), Some(compared));
+                }
+            }
+        }
+        Some(Kind::Page(page) | Kind::Records(page)) => {
             for entry in page.entries {
                 let _ = record(&entry.record);
                 let Some(key) = schema::split_suffix(&entry.suffix) else { continue };

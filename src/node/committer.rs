@@ -23,19 +23,23 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
 use super::env::{Clock, CommitMode};
+use crate::antientropy::forest::{Forest, Health, STORE_AFTER};
 use crate::canary::{self, Canary};
 use crate::replica::apply::{self, Applied, Outcome};
 use crate::replica::mint::{self, Mint, MintError, Minted, Minter};
 use crate::replica::requests::{self, Entry};
-use crate::replica::stored::LoadError;
+use crate::replica::stored::{self, LoadError};
 use crate::ring::layout::ClusterMap;
 use crate::storage::{Batch, Storage, StorageError, schema};
 use crate::telemetry::metrics::Metrics;
 use crate::types::error::{Cause, Invalid};
 use crate::types::ids::KeyspaceId;
-use crate::types::limits::{COMMIT_GROUP, COMMIT_QUEUE, RETRY_DELAY, SIBLINGS_WARN};
+use crate::types::limits::{
+    COMMIT_GROUP, COMMIT_QUEUE, REBUILD_RECORDS, RETRY_DELAY, SIBLINGS_WARN, STORE_REGIONS,
+};
 use crate::types::policy::Durability;
-use crate::version::record::Record;
+use crate::types::time::Mono;
+use crate::version::record::{Change, Record, Summary};
 
 type Done<T> = Box<dyn FnOnce(Result<T, Cause>) + Send>;
 
@@ -47,6 +51,8 @@ pub enum Job {
     Apply(Incoming, Done<Outcome>),
     /// Write a piece of the node's own state.
     Write(Batch, Done<()>),
+    /// Look after the Merkle trees; with `true` store all that can be stored.
+    Tend(bool, Done<Health>),
 }
 
 /// A record that came from elsewhere.
@@ -72,6 +78,7 @@ struct Unsynced {
 struct Shared {
     storage: Arc<dyn Storage>,
     minter: Mutex<Minter>,
+    forest: Mutex<Forest>,
     unsynced: Mutex<Unsynced>,
     synced: watch::Sender<u64>,
     failed: AtomicBool,
@@ -104,7 +111,7 @@ impl Committer {
     /// Starts the commit thread (or task).
     pub fn start(
         storage: Arc<dyn Storage>,
-        minter: Minter,
+        (minter, forest): (Minter, Forest),
         durability: Durability,
         clock: Arc<dyn Clock>,
         metrics: Arc<Metrics>,
@@ -115,6 +122,7 @@ impl Committer {
         let shared = Arc::new(Shared {
             storage,
             minter: Mutex::new(minter),
+            forest: Mutex::new(forest),
             unsynced: Mutex::default(),
             synced: watch::Sender::new(0),
             failed: AtomicBool::new(false),
@@ -161,6 +169,18 @@ impl Committer {
         f(&mut lock(&self.shared.minter))
     }
 
+    /// The Merkle trees. What is seen of them may not be durable yet.
+    pub fn with_forest<T>(&self, f: impl FnOnce(&Forest) -> T) -> T {
+        f(&lock(&self.shared.forest))
+    }
+
+    /// Looks after the Merkle trees a little, or stores all of them.
+    pub async fn tend(&self, all: bool) -> Result<Health, Cause> {
+        let (send, receive) = tokio::sync::oneshot::channel();
+        self.submit(Job::Tend(all, Box::new(move |result| drop(send.send(result)))));
+        receive.await.unwrap_or_else(|_| Err(Cause::NotServing("stopping".into())))
+    }
+
     /// The group to wait for if what was just read under `key` is not yet durable.
     pub fn unsettled(&self, key: &[u8]) -> Option<u64> {
         if self.shared.durability == Durability::Interval || canary::sings(Canary::UnsyncedRead) {
@@ -204,6 +224,7 @@ fn refuse(job: Job, cause: Cause) {
         Job::Mint(_, done) => done(Err(cause)),
         Job::Apply(_, done) => done(Err(cause)),
         Job::Write(_, done) => done(Err(cause)),
+        Job::Tend(_, done) => done(Err(cause)),
     }
 }
 
@@ -212,7 +233,7 @@ fn dropped_keyspace(job: &Job, map: &ClusterMap) -> Option<KeyspaceId> {
     let storage_key = match job {
         Job::Mint(write, _) => &write.storage_key,
         Job::Apply(incoming, _) => &incoming.storage_key,
-        Job::Write(..) => return None,
+        Job::Write(..) | Job::Tend(..) => return None,
     };
     let (_, keyspace) = schema::split_range(storage_key)?;
     (map.has_dropped(keyspace)).then_some(keyspace)
@@ -326,8 +347,9 @@ impl Shared {
                     let mut minter = lock(&self.minter);
                     mint::mint(&*self.storage, &mut minter, self.clock.wall(), &write)
                 };
-                let minted = minted.map_err(mint_cause).and_then(|minted| {
-                    self.write(&minted.batch, wrote).inspect_err(|_| lock(&self.minter).forget_leases())?;
+                let minted = minted.map_err(mint_cause).and_then(|mut minted| {
+                    self.write_record(&write.storage_key, &mut minted.batch, minted.change, wrote)
+                        .inspect_err(|_| lock(&self.minter).forget_leases())?;
                     self.count_mint(&minted);
                     Ok(minted)
                 });
@@ -353,13 +375,61 @@ impl Shared {
                     None
                 }
             },
+            Job::Tend(all, done) => match self.tend(all, wrote) {
+                Ok(health) => Some(Box::new(move |synced| done(synced.map(|()| health)))),
+                Err(cause) => {
+                    done(Err(cause));
+                    None
+                }
+            },
         }
+    }
+
+    /// A step of each rebuild that waits, then some regions to disk, then what is gone.
+    fn tend(&self, all: bool, wrote: &mut bool) -> Result<Health, Cause> {
+        let mut forest = lock(&self.forest);
+        let now = self.clock.mono();
+        let read = forest.rebuild(now, &*self.storage, &summary_of, REBUILD_RECORDS);
+        read.map_err(|error| Cause::Storage(error.to_string()))?;
+        let (before, most) = match all {
+            true => (Mono(u64::MAX), usize::MAX),
+            false => (now.minus(STORE_AFTER), STORE_REGIONS),
+        };
+        let (batch, count) = forest.store(before, most);
+        for writes in batch.writes.chunks(STORE_REGIONS) {
+            self.write(&Batch { writes: writes.to_vec() }, wrote)?;
+        }
+        forest.stored(count);
+        let map = self.map.borrow().clone();
+        let gone = forest.forget(|keyspace| map.has_dropped(keyspace));
+        for writes in gone.writes.chunks(STORE_REGIONS) {
+            self.write(&Batch { writes: writes.to_vec() }, wrote)?;
+        }
+        Ok(forest.health())
+    }
+
+    /// Writes a batch with a record in it, and keeps its Merkle tree up.
+    fn write_record(
+        &self,
+        storage_key: &[u8],
+        batch: &mut Batch,
+        change: Option<Change>,
+        wrote: &mut bool,
+    ) -> Result<(), Cause> {
+        let Some(change) = change else { return self.write(batch, wrote) };
+        let mut forest = lock(&self.forest);
+        if let Some(mark) = forest.before_write(storage_key) {
+            batch.writes.insert(0, mark);
+        }
+        self.write(batch, wrote)?;
+        forest.written(self.clock.mono(), storage_key, change);
+        Ok(())
     }
 
     fn apply(&self, incoming: &Incoming, wrote: &mut bool) -> Result<Outcome, Cause> {
         let Incoming { storage_key, record, bytes, fresh, entry } = incoming;
         let applied = apply::apply(&*self.storage, storage_key, record, bytes, *fresh);
-        let Applied { mut outcome, healed } = applied.map_err(|error| load_cause(&error))?;
+        let Applied { mut outcome, change, healed } = applied.map_err(|error| load_cause(&error))?;
         if let Some(entry) = entry
             && !matches!(outcome, Outcome::Superseded(_))
         {
@@ -374,8 +444,11 @@ impl Shared {
             self.metrics.damaged_records.inc();
             tracing::warn!(key = ?storage_key, "a damaged record was replaced by a replica's");
         }
-        if let Outcome::Changed(batch) = &outcome {
-            self.write(batch, wrote)?;
+        if let Outcome::Changed(batch) = &mut outcome {
+            self.write_record(storage_key, batch, change, wrote)?;
+        }
+        if healed {
+            lock(&self.forest).written_blindly(storage_key);
         }
         Ok(outcome)
     }
@@ -410,6 +483,11 @@ impl Shared {
     }
 }
 
+/// What is told of a stored record; none if it is damaged.
+pub fn summary_of(key: &[u8], value: &[u8]) -> Option<Summary> {
+    stored::decode(key, value).ok().map(|stored| stored.record.summary())
+}
+
 fn load_cause(error: &LoadError) -> Cause {
     Cause::Storage(error.to_string())
 }
@@ -440,109 +518,4 @@ pub async fn sync_at_intervals(committer: Committer) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::node::env::SystemClock;
-    use crate::ring::keyspaces::{Edit, KeyspaceChange, Next};
-    use crate::ring::layout::{Member, NewKeyspace};
-    use crate::ring::partition::Partitions;
-    use crate::storage::memory::MemoryStorage;
-    use crate::types::ids::{Incarnation, NodeId, PartitionId};
-    use crate::types::key::Key;
-    use crate::types::limits::CLOCK_SKEW_DEFAULT;
-    use crate::types::policy::Conflicts;
-    use crate::version::codec;
-    use crate::version::dvv::Context;
-    use crate::version::hlc::{Hlc, Stamp};
-    use crate::version::record::{LwwVersion, Payload};
-
-    fn changed(map: &ClusterMap, change: KeyspaceChange) -> ClusterMap {
-        match Edit::new(change, None).next(map) {
-            Ok(Next::Propose(map, _)) => map,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    /// A committer without its task, so that a test decides when the jobs that wait are taken.
-    fn halted(map: ClusterMap) -> (Arc<MemoryStorage>, watch::Sender<Arc<ClusterMap>>, Shared) {
-        let (storage, maps) = (Arc::new(MemoryStorage::default()), watch::Sender::new(Arc::new(map)));
-        let clock = Hlc::new(Stamp(0), CLOCK_SKEW_DEFAULT);
-        let shared = Shared {
-            storage: storage.clone(),
-            minter: Mutex::new(Minter::new(NodeId(1), Incarnation(1), clock, 0)),
-            unsynced: Mutex::default(),
-            synced: watch::Sender::new(0),
-            failed: AtomicBool::new(false),
-            group_us: AtomicU64::new(0),
-            durability: Durability::Always,
-            clock: Arc::new(SystemClock::default()),
-            metrics: Arc::default(),
-            map: maps.subscribe(),
-        };
-        (storage, maps, shared)
-    }
-
-    /// A mint and an apply of one keyspace, whose outcomes go to a list.
-    fn jobs(keyspace: u32, outcomes: &Arc<Mutex<Vec<Option<Cause>>>>) -> Vec<Job> {
-        let storage_key = |key: &[u8]| {
-            let key = Key::new(key.to_vec(), &b""[..]).expect("a valid key");
-            schema::record_key(PartitionId(3), KeyspaceId(keyspace), &key)
-        };
-        let note = |outcomes: &Arc<Mutex<Vec<_>>>, cause| lock(outcomes).push(cause);
-        let (minted, applied) = (outcomes.clone(), outcomes.clone());
-        let mint = Mint {
-            storage_key: storage_key(b"minted"),
-            conflicts: Conflicts::Lww,
-            payload: Payload::Tombstone,
-            seen: Context::new(),
-            above: Stamp(0),
-            ttl_ms: None,
-            request: None,
-            stands_in: false,
-            until: None,
-        };
-        let (stamp, node, payload) = (Stamp(5), NodeId(2), Payload::Tombstone);
-        let record = Record::Lww(LwwVersion { stamp, node, payload, expires_at: None });
-        let incoming = Incoming {
-            storage_key: storage_key(b"applied"),
-            bytes: codec::encode_record(&record).into(),
-            record: Arc::new(record),
-            fresh: true,
-            entry: None,
-        };
-        vec![
-            Job::Mint(mint, Box::new(move |done| note(&minted, done.err()))),
-            Job::Apply(incoming, Box::new(move |done| note(&applied, done.err()))),
-        ]
-    }
-
-    /// A write that waited in the queue while its keyspace was dropped is refused, and leaves nothing behind.
-    #[test]
-    fn a_late_write_of_a_dropped_keyspace_is_refused() {
-        let (name, zone, address) = ("n1".into(), "z".into(), "n1:7401".into());
-        let member = Member { id: NodeId(1), name, zone, weight: 1, address };
-        let partitions = Partitions::new(16).expect("a power of two");
-        let map = ClusterMap::bootstrap("c", partitions, vec![member]).expect("valid");
-        let spec = NewKeyspace::with_defaults("carts", Conflicts::Lww);
-        let map = changed(&map, KeyspaceChange::Create(spec));
-        let (storage, maps, shared) = halted(map.clone());
-        let outcomes = Arc::new(Mutex::new(Vec::new()));
-        let run = |keyspace| {
-            let group = shared.write_group(&mut jobs(keyspace, &outcomes)).expect("not failed");
-            shared.sync_group(group);
-            (std::mem::take(&mut *lock(&outcomes)), storage.disk_bytes())
-        };
-        assert_eq!(run(2).0, [None, None]);
-        maps.send_replace(Arc::new(changed(&map, KeyspaceChange::Drop("carts".into()))));
-        let before = storage.disk_bytes();
-        let (refused, after) = run(2);
-        assert!(
-            refused.iter().all(|cause| matches!(cause, Some(Cause::UnknownKeyspace(_))))
-                && refused.len() == 2,
-            "{refused:?}"
-        );
-        assert_eq!(after, before);
-        assert_eq!(run(1).0, [None, None], "others are written");
-        assert_eq!(run(3).0, [None, None], "and those that the map does not know yet");
-    }
-}
+mod tests;

@@ -40,6 +40,8 @@ pub struct Config {
     pub clock: ClockConfig,
     /// `[hints]`
     pub hints: HintsConfig,
+    /// `[repair]`
+    pub repair: RepairConfig,
     /// `[storage]`
     pub storage: StorageConfig,
     /// `[runtime]`
@@ -161,6 +163,27 @@ impl Default for HintsConfig {
     }
 }
 
+/// How replicas that differ become equal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RepairConfig {
+    /// Milliseconds between two passes of anti-entropy with one peer; 0: only when asked.
+    pub interval_ms: u64,
+    /// Bytes of its messages a second.
+    pub rate_bytes: u64,
+    /// Whether reads repair what they find; without it G3 does not hold. For tests of the other paths.
+    pub read_repair: bool,
+}
+
+impl Default for RepairConfig {
+    fn default() -> RepairConfig {
+        RepairConfig {
+            interval_ms: u64::try_from(limits::REPAIR_INTERVAL_DEFAULT.as_millis()).unwrap_or(u64::MAX),
+            rate_bytes: limits::REPAIR_RATE_DEFAULT,
+            read_repair: true,
+        }
+    }
+}
+
 /// The storage engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StorageConfig {
@@ -191,7 +214,7 @@ struct Key {
 }
 
 /// Every key there is, in the order in which `config show` prints them.
-const KEYS: [Key; 25] = {
+const KEYS: [Key; 28] = {
     const fn key(
         section: &'static str,
         name: &'static str,
@@ -249,6 +272,13 @@ const KEYS: [Key; 25] = {
             c.hints.disk_percent.to_string()
         }),
         key("hints", "rate_bytes", "bytes of hints a second to one node", |c| c.hints.rate_bytes.to_string()),
+        key("repair", "interval_ms", "between two passes of anti-entropy with a peer; 0: when asked", |c| {
+            c.repair.interval_ms.to_string()
+        }),
+        key("repair", "rate_bytes", "bytes of anti-entropy a second", |c| c.repair.rate_bytes.to_string()),
+        key("repair", "read_repair", "for tests: without it a read may go backwards", |c| {
+            c.repair.read_repair.to_string()
+        }),
         key("storage", "cache_bytes", "memory for cached pages", |c| c.storage.cache_bytes.to_string()),
         key("runtime", "threads", "worker threads of the async runtime", |c| c.runtime.threads.to_string()),
         key("log", "level", "error, warn, info, debug or trace; then target=level, by comma", |c| {

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tonic::transport::Channel;
 
 use super::committer::Committer;
-use super::env::{Clock, ClusterClock, Env};
+use super::env::{Clock, ClusterClock, CommitMode, Env};
 use crate::ring::layout::ClusterMap;
 use crate::rpc::peer_link::{self, LinkError, PeerLink, Preamble};
 use crate::rpc::peer_service::PeerClocks;
@@ -148,6 +148,11 @@ impl Links {
             let (links, id, name) = (self.clone(), member.id, member.name.clone());
             tokio::spawn(async move { links.keep_up(id, &name, &link, channel, queue).await });
         }
+    }
+
+    /// Where slow work runs.
+    pub fn mode(&self) -> CommitMode {
+        self.env.commit
     }
 
     /// The link to `node`, if it is up.

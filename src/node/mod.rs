@@ -3,10 +3,11 @@
 //! [`startup`] opens a data directory and joins a cluster; [`server`] holds what runs. A client's request
 //! comes through [`service`] to the [`coordinator`], whose machines are fed by [`drive`]; what is written goes
 //! through the [`committer`], what is sent through [`links`]. [`peers`] is the other side of a link. The [`sweeper`]
-//! deletes what dropped keyspaces have left.
+//! deletes what dropped keyspaces have left, and `trees`, `repairs` and `exchanges` make replicas equal.
 
 pub mod batch;
 pub mod committer;
+mod comparisons;
 pub mod config;
 pub mod coordinator;
 pub mod datadir;
@@ -14,8 +15,10 @@ pub mod decrees;
 pub mod departed;
 pub mod drive;
 pub mod env;
+mod exchanges;
 mod forwards;
 pub mod gossip;
+mod hello;
 pub mod hints;
 pub mod http;
 pub mod links;
@@ -23,6 +26,7 @@ pub mod maps;
 mod overload;
 pub mod peers;
 pub mod readings;
+mod repairs;
 mod retries;
 pub mod scans;
 pub mod server;
@@ -30,3 +34,4 @@ pub mod service;
 mod sessions;
 pub mod startup;
 pub mod sweeper;
+mod trees;

@@ -19,14 +19,15 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use serde::{Deserialize, Serialize};
 use tonic::Status;
 
 use super::committer::{Incoming, Job};
+use super::comparisons::{self, apart};
 use super::coordinator::Coordinator;
 use super::drive::Place;
+use super::hello::Refused;
 use super::hints::kept_to_wire;
-use super::links::{Links, Me, PROTOCOL_VERSION};
+use super::links::{Links, Me};
 use super::maps::Maps;
 use super::readings::page_of_wire;
 use crate::replica::apply::Outcome;
@@ -39,9 +40,9 @@ use crate::rpc::convert;
 use crate::rpc::peer_service::{PeerClocks, PeerHandler, Reply, Sender};
 use crate::rpc::proto::{self, answer, fetched, forwarded, operation, refusal::Reason};
 use crate::rpc::transport::BoxFuture;
-use crate::storage::{Batch, schema};
+use crate::storage::schema;
 use crate::types::error::Cause;
-use crate::types::ids::{DiskId, KeyspaceId, NodeId, PartitionId};
+use crate::types::ids::{KeyspaceId, NodeId, PartitionId};
 use crate::types::key::{Key, Position};
 use crate::types::policy::Keyspace;
 use crate::types::time::{Mono, WallMs};
@@ -52,9 +53,9 @@ use crate::version::record::Digest;
 const NOT_ADMITTED: &str = "this node is not yet admitted by its peers";
 
 #[derive(Debug, Clone, Default)]
-struct Admitted {
-    nonce: String,
-    streams: usize,
+pub(super) struct Admitted {
+    pub(super) nonce: String,
+    pub(super) streams: usize,
 }
 
 /// The peer side of a node.
@@ -68,26 +69,11 @@ pub struct Peers {
     /// The way back to the peers.
     pub links: Arc<Links>,
     /// Who has said hello, and is it still there.
-    admitted: Mutex<BTreeMap<NodeId, Admitted>>,
+    pub(super) admitted: Mutex<BTreeMap<NodeId, Admitted>>,
     /// Whether this node is admitted itself.
     is_admitted: Arc<AtomicBool>,
     /// One hello at a time: what is remembered of a disk is read and written together.
     hello: tokio::sync::Mutex<()>,
-}
-
-/// What is remembered of another node's data directory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct KnownLife {
-    disk: DiskId,
-    /// How often it had been started, and the nonce of that start: two starts with one count are two copies.
-    starts: u64,
-    nonce: u64,
-}
-
-/// A nonce as a number: a hash of its text, whatever a stranger sends.
-fn nonce_of(text: &str) -> u64 {
-    let hash = blake3::hash(text.as_bytes());
-    hash.as_bytes().iter().take(8).fold(0, |all, byte| all << 8 | u64::from(*byte))
 }
 
 /// As what this node is asked for a key.
@@ -109,9 +95,6 @@ fn check_layout(from: Sender, map: &crate::ring::layout::ClusterMap) -> Result<(
     Ok(())
 }
 
-/// Why a caller is refused, and whether trying again is of no use.
-struct Refused(String, bool);
-
 impl Peers {
     /// A node that has met nobody.
     pub fn new(
@@ -129,91 +112,6 @@ impl Peers {
             links,
             admitted: Mutex::default(),
             hello: tokio::sync::Mutex::default(),
-        }
-    }
-
-    async fn judge(&self, request: &proto::HelloRequest) -> Result<(), Refused> {
-        let again = |why: String| Err(Refused(why, false));
-        if request.protocol_version != PROTOCOL_VERSION {
-            let (theirs, mine) = (request.protocol_version, PROTOCOL_VERSION);
-            return again(format!("protocol version {theirs}, this node speaks {mine}"));
-        }
-        if request.cluster_id != self.me.cluster.to_string() {
-            let (theirs, mine) = (&request.cluster_id, self.me.cluster);
-            return again(format!(
-                "cluster {theirs:?} is not this node's {mine}: the bootstrap lists must be equal on all nodes"
-            ));
-        }
-        if request.expected_node_id != self.me.node.to_string() {
-            let (theirs, mine) = (&request.expected_node_id, self.me.node);
-            return again(format!("node {theirs:?} was called, but {mine} answers at this address"));
-        }
-        let map = self.maps.current();
-        let member = request.node_id.parse().ok().and_then(|id| map.member(id));
-        let Some(member) = member else {
-            return again(format!("node {:?} is not in the cluster map", request.node_id));
-        };
-        if member.id == self.me.node {
-            return Err(Refused(format!("{} is this node's own id", member.id), true));
-        }
-        let Ok(disk) = request.disk_id.parse::<DiskId>() else {
-            return again(format!("disk_id: {:?} is not a disk id", request.disk_id));
-        };
-        self.judge_life(member.id, &request.nonce)?;
-        let life = KnownLife { disk, starts: request.starts, nonce: nonce_of(&request.nonce) };
-        self.judge_disk(member.id, &member.name, life).await
-    }
-
-    /// Rule 3.
-    fn judge_life(&self, node: NodeId, nonce: &str) -> Result<(), Refused> {
-        let admitted = self.admitted.lock().unwrap_or_else(PoisonError::into_inner);
-        match admitted.get(&node) {
-            Some(other) if other.nonce != nonce && other.streams > 0 => {
-                Err(Refused(format!("another process with node id {node} is alive"), false))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Rule 2.
-    async fn judge_disk(&self, node: NodeId, name: &str, life: KnownLife) -> Result<(), Refused> {
-        let committer = &self.coordinator.driver.committer;
-        let key = schema::meta_key(&format!("{}{node}", schema::META_PEERS));
-        let known = committer.storage().get(&key).map_err(|e| Refused(e.to_string(), false))?;
-        let known = known.map(|value| {
-            let body = schema::open(&key, &value).map_err(|damaged| damaged.to_string());
-            body.and_then(|body| postcard::from_bytes::<KnownLife>(body).map_err(|bad| bad.to_string()))
-        });
-        let known = known.transpose().map_err(|bad| {
-            Refused(format!("what is remembered here of node {node} ({name}) is damaged: {bad}"), false)
-        })?;
-        match known {
-            Some(known) if known == life => Ok(()),
-            Some(known) if known.disk == life.disk && known.starts >= life.starts => Err(Refused(
-                format!(
-                    "node {node} ({name}) was met at start {} of its data directory and comes with start {}: it is \
-                     an older copy, restored from a backup perhaps. What it has lost since must not vote, and \
-                     refilling it is not built yet. Start it on its latest data directory",
-                    known.starts, life.starts
-                ),
-                true,
-            )),
-            Some(known) if known.disk != life.disk => Err(Refused(
-                format!(
-                    "node {node} ({name}) is known with data directory {} and comes with {}: its disk is \
-                     lost or is another's; an empty directory must not vote, and refilling one is not built yet. \
-                     Start it on its own data directory",
-                    known.disk, life.disk
-                ),
-                true,
-            )),
-            _ => {
-                // A KnownLife has no fallible Serialize.
-                let body = postcard::to_extend(&life, Vec::new()).expect("a Vec takes any life");
-                let mut batch = Batch::new();
-                batch.put(key.clone(), schema::seal(&key, &body));
-                committer.write(batch).await.map_err(|cause| Refused(format!("{cause:?}"), false))
-            }
         }
     }
 
@@ -253,9 +151,15 @@ impl Peers {
             fresh: store.fresh,
             entry,
         };
+        let counted = store.exchange.then(|| driver.metrics.clone());
         let done = move |result| match result {
             Ok(Outcome::Superseded(stamp)) => reply.send(answer::Kind::Superseded(stamp.0)),
-            Ok(Outcome::Changed(_) | Outcome::Unchanged) => reply.send(answer::Kind::Stored(true)),
+            Ok(outcome) => {
+                if let Some(metrics) = counted {
+                    metrics.repair.count_received(matches!(outcome, Outcome::Changed(_)));
+                }
+                reply.send(answer::Kind::Stored(true));
+            }
             Err(Cause::Overloaded(_)) => reply.refuse(Reason::Overloaded, "the commit queue is full"),
             Err(Cause::UnknownKeyspace(which)) => {
                 reply.refuse(Reason::StaleLayout, format!("keyspace {which}"))
@@ -340,6 +244,25 @@ impl Peers {
         let entries = page.entries.into_iter().map(entry).collect();
         let answer = answer::Kind::Page(proto::Page { entries, more: page.more });
         self.send_settled(committer.unsettled_any(), answer, reply);
+    }
+
+    /// Answers a question about trees: once it is worked out, and what it tells of is durable.
+    fn compare_trees(&self, keyspace: u32, question: operation::Kind, reply: Reply) {
+        let (driver, map) = (self.coordinator.driver.clone(), self.maps.current());
+        let mode = self.links.mode();
+        tokio::spawn(async move {
+            let committer = driver.committer.clone();
+            let answer = apart(mode, move || comparisons::answer(&driver, &map, keyspace, &question)).await;
+            let settled = match committer.unsettled_any() {
+                Some(group) => committer.settled(group).await,
+                None => true,
+            };
+            match answer {
+                Some(Ok(answer)) if settled => reply.send(answer),
+                Some(Err((reason, message))) => reply.refuse(reason, message),
+                _ => reply.refuse(Reason::Storage, "a sync has failed"),
+            }
+        });
     }
 
     fn refuse_damaged(&self, reply: Reply, problem: &str) {
@@ -562,6 +485,12 @@ impl PeerHandler for Peers {
                 Err(error) => reply.refuse(Reason::Storage, error.to_string()),
             },
             Some(operation::Kind::Ping(_)) => reply.send(answer::Kind::Pong(true)),
+            Some(
+                question @ (operation::Kind::CompareRoots(_)
+                | operation::Kind::CompareNodes(_)
+                | operation::Kind::CompareItems(_)
+                | operation::Kind::FetchItems(_)),
+            ) => self.compare_trees(operation.keyspace_id, question, reply),
             None => reply.refuse(Reason::BadRequest, "kind: is missing or not known"),
         }
     }

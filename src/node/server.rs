@@ -32,10 +32,13 @@ use super::links::{Contact, Links, Me};
 use super::maps::Maps;
 use super::overload::govern;
 use super::peers::Peers;
+use super::repairs::Repairs;
 use super::retries::{Turns, forget_requests};
 use super::service::NodeService;
 use super::startup::StartError;
 use super::sweeper;
+use super::trees;
+use crate::antientropy::forest::Forest;
 use crate::gossip::digest::NodeReport;
 use crate::gossip::identity::Identity;
 use crate::replica::mint::{Minter, stored_number};
@@ -229,6 +232,7 @@ impl Node {
             committer: committer.clone(),
             links: links.clone(),
             metrics: metrics.clone(),
+            read_repair: config.repair.read_repair,
         };
         let coordinator = Arc::new(Coordinator {
             driver,
@@ -280,6 +284,10 @@ impl Node {
         node.tasks.push(tokio::spawn(maps.clone().follow(links, gossip)));
         node.tasks.push(tokio::spawn(sweeper::run(node.service.coordinator.clone(), maps.watch())));
         node.tasks.push(tokio::spawn(forget_requests(committer.clone(), clock.clone())));
+        let coordinator = node.service.coordinator.clone();
+        let repairs = Repairs::new(coordinator, maps.watch(), env.commit, config.repair.clone());
+        node.tasks.push(tokio::spawn(Arc::new(repairs).run()));
+        node.tasks.push(tokio::spawn(trees::tend(committer.clone(), metrics.clone())));
         node.tasks.push(tokio::spawn(report(node.service.clone(), clock, metrics)));
         if config.node.durability == Durability::Interval {
             node.tasks.push(tokio::spawn(committer::sync_at_intervals(committer)));
@@ -455,7 +463,7 @@ impl Node {
         }
         self.gossip.leave().await;
         // A last group: when it is durable, so is everything before it.
-        if let Err(cause) = self.committer.write(Batch::new()).await {
+        if let Err(cause) = self.committer.tend(true).await {
             tracing::warn!(?cause, "the last sync failed");
         }
     }
@@ -475,7 +483,8 @@ fn start_committer(
         Hlc::new(Stamp(number(schema::META_CLOCK_BOUND)?), Duration::from_millis(config.clock.max_skew_ms));
     let minter = Minter::new(config.node.id, disk.incarnation, clock, number(schema::META_BIRTH_LEASE)?);
     let (durability, clock) = (config.node.durability, env.clock.clone());
-    Committer::start(storage, minter, durability, clock, metrics.clone(), map, env.commit)
+    let forest = Forest::load(&*storage).map_err(|error| StartError::Storage(error.to_string()))?;
+    Committer::start(storage, (minter, forest), durability, clock, metrics.clone(), map, env.commit)
         .map_err(|error| StartError::Storage(format!("the commit thread: {error}")))
 }
 

@@ -11,7 +11,7 @@ use crate::canary::{self, Canary};
 use crate::storage::{Batch, Storage};
 use crate::version::codec;
 use crate::version::hlc::Stamp;
-use crate::version::record::Record;
+use crate::version::record::{Change, Record};
 
 /// What to do with a record that came.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,7 +29,9 @@ pub enum Outcome {
 pub struct Applied {
     /// The outcome.
     pub outcome: Outcome,
-    /// Whether the own copy was damaged and has been replaced.
+    /// What it does to the version ids of the own copy; none if it does nothing.
+    pub change: Option<Change>,
+    /// Whether the own copy was damaged and has been replaced: what it held is not known.
     pub healed: bool,
 }
 
@@ -48,16 +50,18 @@ pub fn apply(
         Err(error) => return Err(error),
     };
     let Some(mut old) = old else {
-        return Ok(Applied { outcome: Outcome::Changed(batch(key, None, bytes)), healed });
+        let change = Some(Change { before: None, after: Some(incoming.digest()) });
+        return Ok(Applied { outcome: Outcome::Changed(batch(key, None, bytes)), change, healed });
     };
     if let (Record::Lww(mine), Record::Lww(theirs), true) = (&old.record, incoming, fresh)
         && mine.order() > theirs.order()
     {
         if canary::sings(Canary::SupersededIgnored) {
-            return Ok(Applied { outcome: Outcome::Unchanged, healed });
+            return Ok(Applied { outcome: Outcome::Unchanged, change: None, healed });
         }
-        return Ok(Applied { outcome: Outcome::Superseded(mine.stamp), healed });
+        return Ok(Applied { outcome: Outcome::Superseded(mine.stamp), change: None, healed });
     }
+    let before = old.record.digest();
     let changed = old.record.merge(incoming).map_err(|m| LoadError::Damaged(m.to_string()))?;
     let outcome = if changed && canary::sings(Canary::TombstoneDropped) && old.record.payload_bytes() == 0 {
         let mut batch = Batch::new();
@@ -68,7 +72,8 @@ pub fn apply(
     } else {
         Outcome::Unchanged
     };
-    Ok(Applied { outcome, healed })
+    let change = changed.then(|| Change { before: Some(before), after: Some(old.record.digest()) });
+    Ok(Applied { outcome, change, healed })
 }
 
 fn batch(key: &[u8], line: Option<stored::Line>, bytes: &[u8]) -> Batch {

@@ -23,7 +23,7 @@ use crate::types::time::{Mono, WallMs};
 use crate::version::codec;
 use crate::version::dvv::{Actor, Context, Dot};
 use crate::version::hlc::{Hlc, Stamp, TooFarAhead};
-use crate::version::record::{LwwVersion, Payload, Record, Sibling};
+use crate::version::record::{Change, Digest, LwwVersion, Payload, Record, Sibling};
 
 /// A node's sources of dots and stamps.
 #[derive(Debug, Clone)]
@@ -154,6 +154,8 @@ pub struct Minted {
     pub dot: Option<Dot>,
     /// How many versions the record has now.
     pub versions: usize,
+    /// What became of the version ids of the own copy; none if the batch has no record.
+    pub change: Option<Change>,
     /// What is remembered of it under its request id, in the same batch.
     pub entry: Option<Entry>,
 }
@@ -207,7 +209,7 @@ fn finish(
     mut batch: Batch,
     write: &Mint,
     line: Option<Line>,
-    record: &Record,
+    (before, record): (Option<Digest>, &Record),
     (now, stamp): (WallMs, Stamp),
     dot: Option<Dot>,
 ) -> Minted {
@@ -221,7 +223,8 @@ fn finish(
     if !write.stands_in {
         batch.put(write.storage_key.clone(), stored::encode(&write.storage_key, line, &bytes));
     }
-    Minted { batch, record: bytes.into(), stamp, dot, versions: record.versions(), entry }
+    let change = (!write.stands_in).then(|| Change { before, after: Some(record.digest()) });
+    Minted { batch, record: bytes.into(), stamp, dot, versions: record.versions(), change, entry }
 }
 
 fn mint_lww(
@@ -231,6 +234,7 @@ fn mint_lww(
     old: Option<stored::Stored>,
 ) -> Result<Minted, MintError> {
     let mut batch = Batch::new();
+    let before = old.as_ref().map(|old| old.record.digest());
     let floor = old.map_or(Stamp::default(), |old| old.record.stamp()).max(write.above);
     let stamp = minter.stamp(now, floor, &mut batch)?;
     let record = Record::Lww(LwwVersion {
@@ -239,7 +243,7 @@ fn mint_lww(
         payload: write.payload.clone(),
         expires_at: expires_at(now, write.ttl_ms),
     });
-    Ok(finish(batch, write, None, &record, (now, stamp), None))
+    Ok(finish(batch, write, None, (before, &record), (now, stamp), None))
 }
 
 fn mint_sibling(
@@ -252,6 +256,7 @@ fn mint_sibling(
         return Err(MintError::Forged);
     }
     let mut batch = Batch::new();
+    let old_digest = old.as_ref().map(|old| old.record.digest());
     let (line, mut record) = match old {
         Some(old) => (old.line, old.record),
         None => (None, Record::Siblings(Vec::new())),
@@ -283,7 +288,7 @@ fn mint_sibling(
     if record.payload_bytes() > RECORD_BYTES_MAX {
         return Err(MintError::TooLarge(record.payload_bytes()));
     }
-    Ok(finish(batch, write, Some(line), &record, (now, stamp), Some(dot)))
+    Ok(finish(batch, write, Some(line), (old_digest, &record), (now, stamp), Some(dot)))
 }
 
 /// The line to mint on: the marked one, one further, if nothing knows more of it than the mark does; else a

@@ -24,3 +24,4 @@ pub mod peer_service;
 pub mod requests;
 pub mod session;
 pub mod transport;
+pub mod tree_wire;

@@ -9,6 +9,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use super::repair::RepairMetrics;
+
 /// What a client asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 #[allow(missing_docs)]
@@ -137,6 +139,8 @@ pub struct Metrics {
     pub requests_remembered: Gauge<u64, AtomicU64>,
     /// Requests that had been carried out before, under their request id.
     pub requests_repeated: Counter,
+    /// Merkle trees, and what they heal.
+    pub repair: RepairMetrics,
     /// Peers with a live link.
     pub links: Gauge<i64>,
     /// The version of the cluster map.
@@ -235,6 +239,7 @@ impl Default for Metrics {
                 "Requests carried out before",
                 Counter::default()
             ),
+            repair: RepairMetrics::new(registry.sub_registry_with_prefix("repair")),
             links: register!("peer_links", "Peers with a live link", Gauge::default()),
             map_version: register!("cluster_map_version", "Version of the cluster map", Gauge::default()),
             disk_bytes: register!("disk_bytes", "Bytes of the data directory", Gauge::default()),

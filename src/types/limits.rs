@@ -71,6 +71,22 @@ pub const READS_PER_HEDGE: u32 = 10;
 /// Hedges that may be saved up: what a replica that stops suddenly needs until it is avoided.
 pub const HEDGES_AT_ONCE: u32 = 200;
 
+/// How long between two passes of anti-entropy with one peer: equal trees cost one message.
+pub const REPAIR_INTERVAL_DEFAULT: Duration = Duration::from_secs(60);
+/// The longest that it can be configured to.
+pub const REPAIR_INTERVAL_MAX: Duration = Duration::from_secs(30 * 86_400);
+/// Bytes of anti-entropy's messages a second, unless configured.
+pub const REPAIR_RATE_DEFAULT: u64 = 8 << 20;
+/// Records that a Merkle tree's rebuild counts at a time: the commit thread does it between writes, in about a
+/// millisecond.
+pub const REBUILD_RECORDS: usize = 256;
+/// Records of an exchange that are sent to a peer at once: a message or two.
+pub const EXCHANGE_SENDS: usize = 64;
+/// Roots of Merkle trees that are compared in one message.
+pub const EXCHANGE_ROOTS: usize = 512;
+/// Regions of Merkle trees that are stored at a time, for the same reason.
+pub const STORE_REGIONS: usize = 128;
+
 /// How far ahead of the own clock a stamp of another node may be, unless configured.
 pub const CLOCK_SKEW_DEFAULT: Duration = Duration::from_millis(500);
 /// How far ahead of the issued stamps the persisted clock bound runs. Below half the skew allowed, so that

@@ -39,6 +39,12 @@ impl Mono {
     pub fn micros_since(self, earlier: Mono) -> u64 {
         self.0.saturating_sub(earlier.0)
     }
+
+    /// So long before; the start of the process at the earliest.
+    #[must_use]
+    pub fn minus(self, d: std::time::Duration) -> Mono {
+        Mono(self.0.saturating_sub(u64::try_from(d.as_micros()).unwrap_or(u64::MAX)))
+    }
 }
 
 impl Add<std::time::Duration> for Mono {

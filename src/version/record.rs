@@ -80,6 +80,24 @@ pub enum Record {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest(pub [u8; 16]);
 
+/// What is told of a record instead of the record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Summary {
+    /// Of its version ids.
+    pub digest: Digest,
+    /// The greatest stamp of its versions.
+    pub stamp: Stamp,
+}
+
+/// What a write did to the version ids of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Change {
+    /// Of what was there; none if nothing was.
+    pub before: Option<Digest>,
+    /// Of what is there now; none if nothing is.
+    pub after: Option<Digest>,
+}
+
 /// A value that a reader sees.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Live {
@@ -259,6 +277,11 @@ impl Record {
         let mut digest = [0; 16];
         digest.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
         Digest(digest)
+    }
+
+    /// What is told of it instead of itself.
+    pub fn summary(&self) -> Summary {
+        Summary { digest: self.digest(), stamp: self.stamp() }
     }
 
     /// Replaces what `past` covers by one new version; the mint of a `siblings` record.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use foca::{Codec as _, Header, Member as Told, Message as Word, PostcardCodec};
 use prost::Message as _;
+use quoral::antientropy::tree::{Node, Sum};
 use quoral::gossip::digest::{NodeReport, NodeState};
 use quoral::gossip::identity::Identity;
 use quoral::gossip::packet::{Hello, Packet, seal};
@@ -18,7 +19,7 @@ use quoral::replica::stored::Line;
 use quoral::ring::decree::{Acceptor, Ballot};
 use quoral::ring::layout::{ClusterMap, Member, NewKeyspace};
 use quoral::ring::partition::Partitions;
-use quoral::rpc::{convert, proto};
+use quoral::rpc::{convert, proto, tree_wire};
 use quoral::storage::Write;
 use quoral::storage::memory::MemoryStorage;
 use quoral::storage::schema::{open, record_key};
@@ -256,6 +257,9 @@ fn operations() -> proto::Operations {
         reverse: false,
         items: 2,
     };
+    let tree_node = |prints: &Bytes| tree_wire::node_to_wire(Node::ROOT, prints.clone());
+    let sums = tree_wire::sums_to_wire(&(0..16).map(|child| child % 3).collect::<Vec<_>>());
+    let prints = tree_wire::prints_to_wire([5, 6]);
     let forward = |request| proto::Forward { timeout_ms: 100, request: Some(request) };
     let kinds = vec![
         Kind::Store(proto::Store {
@@ -264,6 +268,7 @@ fn operations() -> proto::Operations {
             hinted_at_ms: 0,
             remember: entry().encode().into(),
             stand_in_for: "00000000000000a2".into(),
+            exchange: false,
         }),
         Kind::Fetch(proto::Fetch { have: Bytes::from_static(&[7; 16]), inspect: false, stand_in: true }),
         Kind::Page(page),
@@ -275,10 +280,22 @@ fn operations() -> proto::Operations {
             hinted_at_ms: 9,
             remember: Bytes::new(),
             stand_in_for: String::new(),
+            exchange: true,
         }),
         Kind::FindRequest(proto::FindRequest { request_id: Bytes::from_static(&[7; 16]) }),
         Kind::Hints(true),
         Kind::Ping(true),
+        Kind::CompareRoots(proto::CompareRoots {
+            roots: vec![proto::TreeRoot {
+                partition: 3,
+                keyspace_id: 1,
+                sum: tree_wire::root_to_wire(Sum(5)),
+                items: 1,
+            }],
+        }),
+        Kind::CompareNodes(proto::CompareNodes { partition: 3, nodes: vec![tree_node(&sums)] }),
+        Kind::CompareItems(proto::CompareItems { partition: 3, nodes: vec![tree_node(&prints)] }),
+        Kind::FetchItems(proto::FetchItems { partition: 3, nodes: vec![tree_node(&prints)] }),
     ];
     proto::Operations {
         node_id: "00000000000000a1".into(),

@@ -25,6 +25,7 @@ mod library;
 mod load;
 mod overload;
 mod ownership;
+mod repair;
 mod retries;
 mod semantics;
 mod session_stream;

@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 use quoral::canary::{self, Canary};
 use quoral::node::config::{
     BootstrapConfig, BootstrapNode, ClockConfig, Config, HintsConfig, LimitsConfig, ListenConfig, LogConfig,
-    NodeConfig, RuntimeConfig, StorageConfig,
+    NodeConfig, RepairConfig, RuntimeConfig, StorageConfig,
 };
 use quoral::node::env::{CommitMode, Env};
 use quoral::node::server::{Disk, Node};
@@ -230,6 +230,8 @@ fn config(index: usize, setup: &Setup) -> Config {
         },
         clock: ClockConfig { max_skew_ms: 500 },
         hints: HintsConfig::default(),
+        // Off, or it would hide what the other paths miss (F29).
+        repair: RepairConfig { interval_ms: 0, ..RepairConfig::default() },
         storage: StorageConfig { cache_bytes: limits::CACHE_BYTES_DEFAULT },
         runtime: RuntimeConfig { threads: 1 },
         log: LogConfig { level: "info".into() },

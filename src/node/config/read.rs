@@ -14,7 +14,7 @@ use std::str::FromStr;
 use super::values::{Source, Values};
 use super::{
     BootstrapConfig, BootstrapNode, ClockConfig, Config, HintsConfig, LimitsConfig, ListenConfig, LogConfig,
-    NodeConfig, RuntimeConfig, StorageConfig,
+    NodeConfig, RepairConfig, RuntimeConfig, StorageConfig,
 };
 use crate::types::ids::NodeId;
 use crate::types::limits;
@@ -58,6 +58,15 @@ pub(super) fn read(values: &mut Values, file: &Path) -> Option<Config> {
             .number("hints.rate_bytes", 1_024..=limits::HINT_RATE_MAX, "bytes")
             .unwrap_or(usual.rate_bytes),
     };
+    let usual = RepairConfig::default();
+    let interval = 0..=millis(limits::REPAIR_INTERVAL_MAX);
+    let repair = RepairConfig {
+        interval_ms: values.number("repair.interval_ms", interval, "ms").unwrap_or(usual.interval_ms),
+        rate_bytes: values
+            .number("repair.rate_bytes", 1_024..=limits::HINT_RATE_MAX, "bytes")
+            .unwrap_or(usual.rate_bytes),
+        read_repair: values.flag("repair.read_repair").unwrap_or(usual.read_repair),
+    };
     let cache = limits::CACHE_BYTES_MIN..=limits::CACHE_BYTES_MAX;
     let storage = StorageConfig {
         cache_bytes: values
@@ -73,6 +82,7 @@ pub(super) fn read(values: &mut Values, file: &Path) -> Option<Config> {
         limits,
         clock,
         hints,
+        repair,
         storage,
         runtime: RuntimeConfig { threads },
         log: LogConfig { level },

@@ -234,6 +234,19 @@ impl Values {
         None
     }
 
+    /// `true` or `false`.
+    pub fn flag(&mut self, key: &str) -> Option<bool> {
+        let item = self.take(key)?;
+        match item.written.trim() {
+            "true" => Some(true),
+            "false" => Some(false),
+            _ => {
+                self.refuse(key, format!("must be true or false, not {}", short(&item.written)));
+                None
+            }
+        }
+    }
+
     /// A list of tables, each to be read as `Values` with keys `key[i].name`; `known` are the names.
     pub fn tables(&mut self, key: &str, known: &[&str]) -> Option<Vec<Values>> {
         let item = self.take(key)?;

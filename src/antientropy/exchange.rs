@@ -1,0 +1,303 @@
+//! The conversation of two replicas about one tree whose roots differ, as the one who asks sees it.
+//!
+//! Rules, each with a script in `scripts/exchange_*.txt`:
+//! 1. The children of a node that differs are compared, many nodes to a message, until so few records are left under
+//!    a node that it is cheaper to list them.
+//! 2. A list is answered with what else the answerer has, and with what it lacks. The asker fetches the one and sends
+//!    the other, of two versions of a key only the newer ([`resolve`]); when all of it is stored the next list goes
+//!    out, so no more than one list's records are under way.
+//! 3. What the answerer did not get to is listed again.
+//! 4. A node with too many records to be listed is compared further, below its leaf by the records' fingerprints.
+//! 5. It ends when nothing is left, or at the first failure: what is not done is found again by the next one, since
+//!    the trees say where to look.
+//!
+//! Records that were written while the conversation went on, or a moment before, are likely to be on their way
+//! already: both sides leave them out ([`SETTLE`]).
+//!
+//! Invariants: one question under way; at most [`NODES`] nodes to a question.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::forest::{Forest, Listed, Place, SummaryOf, leaf_children, visit};
+use super::tree::{LEAF_BITS, Node, Sum};
+use crate::machine::Machine;
+use crate::storage::{Storage, StorageError};
+use crate::types::policy::Conflicts;
+use crate::types::time::Mono;
+use crate::version::hlc::Stamp;
+
+/// Nodes of one question.
+pub const NODES: usize = 64;
+/// Records under a node, as far as can be told, from which on its children are compared: a list has 8 bytes a record,
+/// the children of a node up to 128.
+const LIST_ITEMS: u64 = 16;
+/// Records of one node that are listed at the most.
+pub const LIST_MAX: usize = 2_048;
+/// Records of one question that are listed at the most, if it is of more than one node.
+pub const LIST_ALL: usize = 4_096;
+/// How old a version must be before it is exchanged: its own write is likely to bring it before.
+pub const SETTLE: Duration = Duration::from_secs(5);
+
+/// What can happen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The roots differ; so many records there are at the most on one side.
+    Start(u64),
+    /// Of what was compared, these children differ.
+    Differ(Vec<Node>),
+    /// The first node of the list has too many records.
+    TooMany,
+    /// The first so many nodes of the list have been dealt with: so many records were received and stored here, and
+    /// so many sent and stored there.
+    Listed {
+        /// Nodes.
+        nodes: usize,
+        /// Records.
+        received: u64,
+        /// Records.
+        sent: u64,
+    },
+    /// The other side could not answer, or a record could not be stored.
+    Failed,
+}
+
+/// What it asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Compare the children of these nodes.
+    Compare(Vec<Node>),
+    /// List these nodes.
+    List(Vec<Node>),
+    /// It is over.
+    Finish {
+        /// Whether everything that differed has been dealt with.
+        whole: bool,
+        /// Records received.
+        received: u64,
+        /// Records sent.
+        sent: u64,
+    },
+}
+
+/// The machine.
+#[derive(Debug, Clone, Default)]
+pub struct Exchange {
+    /// From how many bits on nodes are listed.
+    list_bits: u8,
+    compare: Vec<Node>,
+    list: Vec<Node>,
+    /// What was asked last, as it was taken from the stacks.
+    asked: Vec<Node>,
+    received: u64,
+    sent: u64,
+    over: bool,
+}
+
+impl Exchange {
+    /// One that has not begun.
+    pub fn new() -> Exchange {
+        Exchange::default()
+    }
+
+    fn sort_in(&mut self, nodes: impl IntoIterator<Item = Node>) {
+        for node in nodes {
+            match node.bits() >= self.list_bits {
+                true => self.list.push(node),
+                false => self.compare.push(node),
+            }
+        }
+    }
+
+    /// Lists first: that empties the stacks, comparing fills them.
+    fn ask(&mut self, effects: &mut Vec<Effect>) {
+        let is_list = !self.list.is_empty();
+        let stack = if is_list { &mut self.list } else { &mut self.compare };
+        self.asked = stack.split_off(stack.len().saturating_sub(NODES));
+        self.asked.reverse();
+        match (self.asked.is_empty(), is_list) {
+            (true, _) => self.finish(true, effects),
+            (false, true) => effects.push(Effect::List(self.asked.clone())),
+            (false, false) => effects.push(Effect::Compare(self.asked.clone())),
+        }
+    }
+
+    fn finish(&mut self, whole: bool, effects: &mut Vec<Effect>) {
+        self.over = true;
+        let (received, sent) = (self.received, self.sent);
+        effects.push(Effect::Finish { whole, received, sent });
+    }
+}
+
+impl Machine for Exchange {
+    type Event = Event;
+    type Effect = Effect;
+
+    fn step(&mut self, _: Mono, event: Event, effects: &mut Vec<Effect>) {
+        if self.over {
+            return;
+        }
+        match event {
+            Event::Start(items) => {
+                let enough = |bits: &u8| items >> *bits <= LIST_ITEMS;
+                self.list_bits = [0, 4, 8].into_iter().find(enough).unwrap_or(LEAF_BITS);
+                self.sort_in([Node::ROOT]);
+            }
+            Event::Differ(children) => self.sort_in(children.into_iter().rev()),
+            Event::TooMany => {
+                let mut asked = std::mem::take(&mut self.asked).into_iter();
+                self.compare.extend(asked.next());
+                self.list.extend(asked.rev());
+                // Its children may be few enough; the rest is listed when they are compared.
+                if let Some(node) = self.compare.pop() {
+                    self.asked = vec![node];
+                    return effects.push(Effect::Compare(vec![node]));
+                }
+            }
+            Event::Listed { nodes, received, sent } => {
+                self.received += received;
+                self.sent += sent;
+                // Nothing done and nothing stored would go round for ever.
+                let done = if received + sent == 0 { nodes.max(1) } else { nodes };
+                let rest = std::mem::take(&mut self.asked).into_iter().skip(done);
+                self.list.extend(rest.rev());
+            }
+            Event::Failed => return self.finish(false, effects),
+        }
+        self.ask(effects);
+    }
+
+    fn check_invariants(&self) {
+        assert!(self.asked.len() <= NODES, "{} nodes to a question", self.asked.len());
+        assert!(self.list.iter().all(|node| node.bits() >= self.list_bits.min(LEAF_BITS)));
+    }
+}
+
+/// The short sums of the children of nodes, as one side has them. None while a part of the tree is in rebuild.
+pub fn children_of(
+    forest: &dyn Fn(Place, Node) -> Option<Vec<Sum>>,
+    storage: &dyn Storage,
+    summary_of: SummaryOf,
+    place: Place,
+    node: Node,
+) -> Result<Option<Vec<u64>>, StorageError> {
+    let sums = match node.is_leaf() {
+        true => Some(leaf_children(storage, summary_of, place, node)?),
+        false => forest(place, node),
+    };
+    Ok(sums.map(|sums| sums.into_iter().map(Sum::short).collect()))
+}
+
+/// The children whose sums differ.
+pub fn differing(node: Node, mine: &[u64], theirs: &[u64]) -> Vec<Node> {
+    let of = |sums: &[u64], at: usize| sums.get(at).copied().unwrap_or(0);
+    node.children().enumerate().filter(|(at, _)| of(mine, *at) != of(theirs, *at)).map(|(_, c)| c).collect()
+}
+
+/// A record that a list does not have, as it is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extra {
+    /// Its fingerprint.
+    pub item: u64,
+    /// Its key's.
+    pub key: u64,
+    /// The greatest stamp of its versions.
+    pub stamp: Stamp,
+}
+
+/// What comes of comparing a list with what is here.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ItemsCompared {
+    /// Records that are not on the list.
+    pub extra: Vec<Extra>,
+    /// Fingerprints on the list of which there is no record here; empty unless `whole`.
+    pub lacking: Vec<u64>,
+    /// Whether all records here were looked at.
+    pub whole: bool,
+}
+
+/// Compares the list of a node with the records here, until `most` are found that are not on it.
+pub fn compare_items(
+    storage: &dyn Storage,
+    summary_of: SummaryOf,
+    (place, node): (Place, Node),
+    theirs: &[u64],
+    most: usize,
+) -> Result<ItemsCompared, StorageError> {
+    let listed: BTreeSet<u64> = theirs.iter().copied().collect();
+    let mut unseen = listed.clone();
+    let mut compared = ItemsCompared { whole: true, ..ItemsCompared::default() };
+    visit(storage, summary_of, place, node, &mut |record| {
+        let item = record.item.short();
+        unseen.remove(&item);
+        if !listed.contains(&item) {
+            compared.extra.push(Extra { item, key: record.key_print(), stamp: record.stamp });
+        }
+        compared.whole = compared.extra.len() < most;
+        compared.whole
+    })?;
+    if compared.whole {
+        compared.lacking = unseen.into_iter().collect();
+    }
+    Ok(compared)
+}
+
+/// What the asker does about an answer.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Resolved {
+    /// Fingerprints of records to fetch.
+    pub fetch: Vec<u64>,
+    /// Storage keys of records to send.
+    pub send: Vec<Vec<u8>>,
+    /// Of records to send if they hold more than what was fetched, once that is merged in.
+    pub send_merged: Vec<Vec<u8>>,
+    /// Records left out since they are too new.
+    pub too_new: usize,
+}
+
+/// Holds an answer against the own list. Of two versions of a key the newer travels, if stamps decide (`lww`); else
+/// theirs comes, is merged, and goes back only if it is not all there was. Nothing stamped after `settled` travels.
+pub fn resolve(conflicts: Conflicts, mine: &[Listed], answer: &ItemsCompared, settled: Stamp) -> Resolved {
+    let extra: BTreeMap<u64, &Extra> = answer.extra.iter().map(|extra| (extra.key, extra)).collect();
+    let lacking: BTreeSet<u64> = answer.lacking.iter().copied().collect();
+    let mut resolved = Resolved::default();
+    let mut left_there = BTreeSet::new();
+    for record in mine {
+        let theirs = extra.get(&record.key_print());
+        let is_lacking = lacking.contains(&record.item.short());
+        if theirs.is_none() && !is_lacking {
+            continue;
+        }
+        if record.stamp > settled {
+            // Nor does an older version of it come.
+            left_there.extend(theirs.map(|theirs| theirs.item));
+            resolved.too_new += 1;
+            continue;
+        }
+        match (theirs, conflicts) {
+            (None, _) => resolved.send.push(record.storage_key.clone()),
+            (Some(theirs), Conflicts::Lww) if theirs.stamp < record.stamp => {
+                left_there.insert(theirs.item);
+                resolved.send.push(record.storage_key.clone());
+            }
+            (Some(theirs), Conflicts::Lww) if theirs.stamp > record.stamp => {}
+            (Some(_), _) => resolved.send_merged.push(record.storage_key.clone()),
+        }
+    }
+    for theirs in answer.extra.iter().filter(|extra| !left_there.contains(&extra.item)) {
+        match theirs.stamp > settled {
+            true => resolved.too_new += 1,
+            false => resolved.fetch.push(theirs.item),
+        }
+    }
+    resolved
+}
+
+/// What [`children_of`] asks a forest.
+pub fn kept_children(forest: &Forest) -> impl Fn(Place, Node) -> Option<Vec<Sum>> {
+    |place, node| forest.children(place, node)
+}
+
+#[cfg(test)]
+#[path = "exchange_tests.rs"]
+mod tests;

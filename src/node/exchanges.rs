@@ -1,0 +1,357 @@
+//! One exchange with one peer: asks the questions of `antientropy::exchange`, and stores what comes of them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use prost::Message as _;
+use tokio::sync::oneshot;
+
+use super::committer::{Incoming, Job, summary_of};
+use super::comparisons::apart;
+use super::coordinator::Coordinator;
+use super::env::CommitMode;
+use crate::antientropy::exchange::{
+    Effect, Event, Exchange, LIST_ALL, LIST_MAX, Resolved, SETTLE, children_of, kept_children, resolve,
+};
+use crate::antientropy::forest::{Listed, Place, list};
+use crate::antientropy::tree::Node;
+use crate::machine::Machine as _;
+use crate::replica::apply::Outcome;
+use crate::replica::fetch;
+use crate::rpc::peer_link::{Lost, NotSent};
+use crate::rpc::proto::{self, answer, operation};
+use crate::rpc::tree_wire as wire;
+use crate::storage::schema;
+use crate::types::error::Cause;
+use crate::types::ids::NodeId;
+use crate::types::limits::EXCHANGE_SENDS;
+use crate::types::policy::Conflicts;
+use crate::types::time::{Mono, WallMs};
+use crate::version::codec;
+use crate::version::hlc::Stamp;
+use crate::version::record::Digest;
+
+/// How long a peer may take over an answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+
+/// Why an exchange did not end well. The next one goes on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Broken {
+    /// The peer can't be reached, or did not answer.
+    #[error("the peer does not answer")]
+    Silent,
+    /// It refused.
+    #[error("refused: {0}")]
+    Refused(String),
+    /// It said what makes no sense.
+    #[error("{0}: the answer makes no sense")]
+    Nonsense(&'static str),
+    /// A part of the own tree is in rebuild.
+    #[error("a part of the own tree is in rebuild")]
+    NotReady,
+    /// The own storage failed, or is overloaded.
+    #[error("{0}")]
+    Storage(String),
+}
+
+/// What an exchange did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Done {
+    /// Records that came and were new here.
+    pub received: u64,
+    /// Records that were sent.
+    pub sent: u64,
+    /// Records left out since they are too new.
+    pub too_new: u64,
+}
+
+type Answer = oneshot::Receiver<Result<answer::Kind, Lost>>;
+
+async fn answered(answer: Answer) -> Result<answer::Kind, Broken> {
+    let answer = tokio::time::timeout(ANSWER_WITHIN, answer).await;
+    answer.ok().and_then(Result::ok).and_then(Result::ok).ok_or(Broken::Silent)
+}
+
+/// A conversation with a peer.
+pub struct Talk<'a> {
+    /// The own node.
+    pub coordinator: &'a Arc<Coordinator>,
+    /// Where slow work runs.
+    pub mode: CommitMode,
+    /// The peer.
+    pub peer: NodeId,
+    /// Bytes of messages a second at the most.
+    pub rate: u64,
+}
+
+impl Talk<'_> {
+    /// Asks the peer, and pays for it with rest: by the rate, and longer while clients are served.
+    pub async fn ask(&self, keyspace: u32, kind: operation::Kind) -> Result<answer::Kind, Broken> {
+        let driver = &self.coordinator.driver;
+        let operation = proto::Operation { keyspace_id: keyspace, kind: Some(kind), ..Default::default() };
+        let sent = operation.encoded_len();
+        let answer = self.send(operation).await?;
+        let got = proto::Answer { id: 0, kind: Some(answer.clone()) }.encoded_len();
+        driver.metrics.repair.bytes.inc_by(u64::try_from(sent + got).unwrap_or(0));
+        self.rest(sent + got).await;
+        match answer {
+            answer::Kind::Refused(refusal) => Err(Broken::Refused(refusal.message)),
+            answer => Ok(answer),
+        }
+    }
+
+    async fn send(&self, operation: proto::Operation) -> Result<answer::Kind, Broken> {
+        answered(self.begin(operation).await?).await
+    }
+
+    /// Hands an operation over; its answer comes later.
+    async fn begin(&self, operation: proto::Operation) -> Result<Answer, Broken> {
+        let links = &self.coordinator.driver.links;
+        loop {
+            let link = links.up(self.peer).ok_or(Broken::Silent)?;
+            let (send, receive) = oneshot::channel();
+            match link.send(operation.clone(), Box::new(move |result| drop(send.send(result)))) {
+                Ok(()) => return Ok(receive),
+                // Clients' writes go first.
+                Err(NotSent::Full) => tokio::time::sleep(Duration::from_millis(20)).await,
+                Err(NotSent::Down) => return Err(Broken::Silent),
+            }
+        }
+    }
+
+    async fn rest(&self, bytes: usize) {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        let by_rate = Duration::from_micros(bytes.saturating_mul(1_000_000) / self.rate.max(1));
+        let busy = self.coordinator.under_way.load(Ordering::Relaxed) > 0;
+        let by_load = if busy { REST_BUSY } else { Duration::ZERO };
+        tokio::time::sleep(by_rate.max(by_load)).await;
+    }
+
+    /// Makes a place equal on both sides, but for what is written meanwhile.
+    pub async fn exchange(&self, place: Place, conflicts: Conflicts, items: u64) -> Result<Done, Broken> {
+        let (mut machine, mut effects, mut done) = (Exchange::new(), Vec::new(), Done::default());
+        let mut failure = None;
+        let mut event = Event::Start(items);
+        loop {
+            machine.step(Mono(0), event, &mut effects);
+            let Some(effect) = effects.pop() else { return Err(Broken::Nonsense("machine")) };
+            let answered = match effect {
+                Effect::Compare(nodes) => self.compare(place, nodes).await.map(Event::Differ),
+                Effect::List(nodes) => self.list(place, conflicts, nodes, &mut done).await,
+                Effect::Finish { .. } => return failure.map_or(Ok(done), Err),
+            };
+            event = answered.unwrap_or_else(|broken| {
+                failure = Some(broken);
+                Event::Failed
+            });
+        }
+    }
+
+    async fn compare(&self, place: Place, nodes: Vec<Node>) -> Result<Vec<Node>, Broken> {
+        let (committer, asked) = (self.coordinator.driver.committer.clone(), nodes.clone());
+        let sums = apart(self.mode, move || {
+            let kept = |place, node| committer.with_forest(|forest| kept_children(forest)(place, node));
+            let of = |node| children_of(&kept, committer.storage(), &summary_of, place, node);
+            asked.into_iter().map(of).collect::<Result<Option<Vec<_>>, _>>()
+        });
+        let sums = sums.await.ok_or(Broken::NotReady)?;
+        let sums = sums.map_err(|error| Broken::Storage(error.to_string()))?.ok_or(Broken::NotReady)?;
+        let wired =
+            nodes.iter().zip(&sums).map(|(node, sums)| wire::node_to_wire(*node, wire::sums_to_wire(sums)));
+        let question = proto::CompareNodes { partition: place.partition.0.into(), nodes: wired.collect() };
+        let answer = self.ask(place.keyspace.0, operation::Kind::CompareNodes(question)).await?;
+        let answer::Kind::Nodes(answer) = answer else { return Err(Broken::Nonsense("nodes")) };
+        if answer.differ.len() != nodes.len() {
+            return Err(Broken::Nonsense("nodes"));
+        }
+        let children =
+            nodes.iter().zip(&answer.differ).map(|(node, mask)| wire::children_of_mask(*node, mask));
+        let children: Option<Vec<Vec<Node>>> = children.collect();
+        Ok(children.ok_or(Broken::Nonsense("nodes"))?.into_iter().flatten().collect())
+    }
+
+    async fn list(
+        &self,
+        place: Place,
+        conflicts: Conflicts,
+        nodes: Vec<Node>,
+        done: &mut Done,
+    ) -> Result<Event, Broken> {
+        let lists = self.own_lists(place, nodes).await?;
+        if lists.is_empty() {
+            return Ok(Event::TooMany);
+        }
+        let wired = lists.iter().map(|(node, list)| {
+            wire::node_to_wire(*node, wire::prints_to_wire(list.iter().map(|record| record.item.short())))
+        });
+        let question = proto::CompareItems { partition: place.partition.0.into(), nodes: wired.collect() };
+        let answer = self.ask(place.keyspace.0, operation::Kind::CompareItems(question)).await?;
+        let answer::Kind::Items(answer) = answer else { return Err(Broken::Nonsense("items")) };
+        let now = self.coordinator.driver.clock.wall().0;
+        let settle = u64::try_from(SETTLE.as_millis()).unwrap_or(u64::MAX);
+        let settled = Stamp::at(WallMs(now.saturating_sub(settle)));
+        let (mut covered, mut received, mut sent) = (0, 0, 0);
+        for ((node, own), told) in lists.iter().zip(&answer.lists) {
+            let compared = wire::list_of_wire(told).ok_or(Broken::Nonsense("items"))?;
+            let resolved = resolve(conflicts, own, &compared, settled);
+            done.too_new += u64::try_from(resolved.too_new).unwrap_or(0);
+            let (got, given) = self.carry_out(place, *node, &resolved, done).await?;
+            received += got;
+            sent += given;
+            if !compared.whole {
+                break;
+            }
+            covered += 1;
+        }
+        Ok(Event::Listed { nodes: covered, received, sent })
+    }
+
+    /// The lists of the first nodes, as many as fit; none if the first has too many records.
+    async fn own_lists(&self, place: Place, nodes: Vec<Node>) -> Result<Vec<(Node, Vec<Listed>)>, Broken> {
+        let committer = self.coordinator.driver.committer.clone();
+        let lists = apart(self.mode, move || {
+            let (mut lists, mut all) = (Vec::new(), 0);
+            for node in nodes {
+                // Below a leaf there is nothing finer to compare.
+                let most = if node.fan_out() == 0 { usize::MAX } else { LIST_MAX };
+                let Some(listed) = list(committer.storage(), &summary_of, place, node, most)? else { break };
+                all += listed.len();
+                if !lists.is_empty() && all > LIST_ALL {
+                    break;
+                }
+                lists.push((node, listed));
+            }
+            Ok(lists)
+        });
+        let lists = lists.await.ok_or(Broken::NotReady)?;
+        lists.map_err(|error: crate::storage::StorageError| Broken::Storage(error.to_string()))
+    }
+
+    async fn carry_out(
+        &self,
+        place: Place,
+        node: Node,
+        resolved: &Resolved,
+        done: &mut Done,
+    ) -> Result<(u64, u64), Broken> {
+        let mut got = BTreeMap::new();
+        let mut wanted = resolved.fetch.clone();
+        while !wanted.is_empty() {
+            let before = got.len();
+            let question = proto::FetchItems {
+                partition: place.partition.0.into(),
+                nodes: vec![wire::node_to_wire(node, wire::prints_to_wire(wanted.iter().copied()))],
+            };
+            let answer = self.ask(place.keyspace.0, operation::Kind::FetchItems(question)).await?;
+            let answer::Kind::Records(page) = answer else { return Err(Broken::Nonsense("records")) };
+            for entry in page.entries {
+                let (key, item, digest, is_new) = self.take(place, entry).await?;
+                done.received += u64::from(is_new);
+                wanted.retain(|print| *print != item);
+                got.insert(key, digest);
+            }
+            // What was asked for and did not come is gone there.
+            if !page.more || got.len() == before {
+                break;
+            }
+        }
+        let mut send = resolved.send.clone();
+        send.extend(resolved.send_merged.iter().filter(|key| self.adds_to(key, got.get(*key))).cloned());
+        for keys in send.chunks(EXCHANGE_SENDS) {
+            self.give(keys).await?;
+        }
+        let given = u64::try_from(send.len()).unwrap_or(0);
+        done.sent += given;
+        Ok((u64::try_from(got.len()).unwrap_or(0), given))
+    }
+
+    /// Whether the own record holds more than what was fetched.
+    fn adds_to(&self, storage_key: &[u8], fetched: Option<&Digest>) -> bool {
+        let own = fetch::fetch(self.coordinator.driver.committer.storage(), storage_key);
+        own.is_ok_and(|own| own.is_some_and(|own| Some(&own.record.digest()) != fetched))
+    }
+
+    /// Merges a record that came: its key, its fingerprint, its digest, and whether it was new.
+    async fn take(
+        &self,
+        place: Place,
+        entry: proto::PageEntry,
+    ) -> Result<(Vec<u8>, u64, Digest, bool), Broken> {
+        let driver = &self.coordinator.driver;
+        let nonsense = || Broken::Nonsense("records");
+        let record = codec::decode_record(&entry.record).map_err(|_| nonsense())?;
+        schema::split_suffix(&entry.suffix).ok_or_else(nonsense)?;
+        let storage_key =
+            [&schema::range_prefix(place.partition, place.keyspace)[..], &entry.suffix].concat();
+        let digest = record.digest();
+        let item = crate::antientropy::tree::Item::of(&storage_key, digest).short();
+        let incoming = || Incoming {
+            storage_key: storage_key.clone(),
+            record: Arc::new(record.clone()),
+            bytes: entry.record.clone(),
+            fresh: false,
+            entry: None,
+        };
+        loop {
+            let (send, receive) = oneshot::channel();
+            let done = Box::new(move |result| drop(send.send(result)));
+            driver.committer.submit(Job::Apply(incoming(), done));
+            match receive.await {
+                Ok(Ok(outcome)) => {
+                    let is_new = matches!(outcome, Outcome::Changed(_));
+                    driver.metrics.repair.count_received(is_new);
+                    return Ok((storage_key, item, digest, is_new));
+                }
+                Ok(Err(Cause::Overloaded(delay))) => tokio::time::sleep(delay).await,
+                Ok(Err(cause)) => return Err(Broken::Storage(format!("{cause:?}"))),
+                Err(_) => return Err(Broken::Storage("stopping".into())),
+            }
+        }
+    }
+
+    /// Sends records, and waits until all are stored there.
+    async fn give(&self, storage_keys: &[Vec<u8>]) -> Result<(), Broken> {
+        let driver = &self.coordinator.driver;
+        let mut operations = Vec::with_capacity(storage_keys.len());
+        for storage_key in storage_keys {
+            let copy = fetch::fetch(driver.committer.storage(), storage_key);
+            // What is damaged here comes back from there, another time.
+            let Ok(Some(copy)) = copy else { continue };
+            if let Some(group) = driver.committer.unsettled(storage_key)
+                && !driver.committer.settled(group).await
+            {
+                return Err(Broken::Storage("a sync has failed".into()));
+            }
+            let Some((_, keyspace, key)) = schema::split_record_key(storage_key) else { continue };
+            let store = proto::Store { record: copy.bytes, exchange: true, ..proto::Store::default() };
+            operations.push(proto::Operation {
+                id: 0,
+                keyspace_id: keyspace.0,
+                key: key.partition_key().clone(),
+                sort: key.sort_key().clone(),
+                kind: Some(operation::Kind::Store(store)),
+                until_us: 0,
+            });
+        }
+        let bytes: usize = operations.iter().map(prost::Message::encoded_len).sum();
+        let mut answers = Vec::with_capacity(operations.len());
+        for operation in operations {
+            answers.push(self.begin(operation).await?);
+        }
+        for answer in answers {
+            match answered(answer).await? {
+                answer::Kind::Stored(_) => driver.metrics.repair.sent.inc(),
+                answer::Kind::Refused(refusal) => return Err(Broken::Refused(refusal.message)),
+                _ => return Err(Broken::Nonsense("store")),
+            };
+        }
+        driver.metrics.repair.bytes.inc_by(u64::try_from(bytes).unwrap_or(0));
+        self.rest(bytes).await;
+        Ok(())
+    }
+}
+
+/// How long to rest after a question while clients are served.
+const REST_BUSY: Duration = Duration::from_millis(5);

@@ -1,0 +1,78 @@
+//! The metrics of repair: which path healed what, and what it cost.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// Merkle trees, and what they heal.
+#[derive(Debug)]
+pub struct RepairMetrics {
+    /// Records that the trees count.
+    pub tree_items: Gauge<u64, AtomicU64>,
+    /// Bytes of memory that they take, about.
+    pub tree_bytes: Gauge<u64, AtomicU64>,
+    /// Regions of trees that wait for their rebuild.
+    pub tree_rebuilds: Gauge<u64, AtomicU64>,
+    /// Trees compared with a peer's.
+    pub compared: Counter,
+    /// Of those, found equal at once.
+    pub equal: Counter,
+    /// Exchanges that did not end well.
+    pub broken: Counter,
+    /// Bytes of messages, both ways, of the exchanges that this node began.
+    pub bytes: Counter,
+    /// Records that exchanges brought here.
+    pub received: Counter,
+    /// Of those, such as were here already.
+    pub received_in_vain: Counter,
+    /// Records that exchanges sent from here.
+    pub sent: Counter,
+    /// Seconds since the least recent proof that this node and a peer agree on a tree.
+    pub age: Gauge<u64, AtomicU64>,
+}
+
+impl RepairMetrics {
+    /// All at 0, in a registry.
+    pub fn new(registry: &mut Registry) -> RepairMetrics {
+        let mut counter = |name: &str, help: &str| {
+            let counter = Counter::default();
+            registry.register(name, help, counter.clone());
+            counter
+        };
+        let compared = counter("trees_compared", "Trees compared with a peer's");
+        let equal = counter("trees_equal", "Trees found equal at once");
+        let broken = counter("broken", "Exchanges that did not end well");
+        let bytes = counter("bytes", "Bytes of the exchanges that this node began");
+        let received = counter("records_received", "Records that exchanges brought here");
+        let received_in_vain = counter("records_received_in_vain", "Of those, such as were here already");
+        let sent = counter("records_sent", "Records that exchanges sent from here");
+        let mut gauge = |name: &str, help: &str| {
+            let gauge = Gauge::default();
+            registry.register(name, help, gauge.clone());
+            gauge
+        };
+        RepairMetrics {
+            compared,
+            equal,
+            broken,
+            bytes,
+            received,
+            received_in_vain,
+            sent,
+            age: gauge("age_seconds", "Since the least recent proof that a peer agrees on a tree"),
+            tree_items: gauge("tree_items", "Records that the Merkle trees count"),
+            tree_bytes: gauge("tree_bytes", "Bytes of memory of the Merkle trees"),
+            tree_rebuilds: gauge("tree_rebuilds", "Regions of Merkle trees that wait for their rebuild"),
+        }
+    }
+
+    /// Counts a record that came.
+    pub fn count_received(&self, is_new: bool) {
+        self.received.inc();
+        if !is_new {
+            self.received_in_vain.inc();
+        }
+    }
+}
