@@ -156,6 +156,7 @@ mod tests {
     use tokio::sync::watch;
 
     use super::*;
+    use crate::antientropy::forest::Forest;
     use crate::node::committer::Committer;
     use crate::node::config::HintsConfig;
     use crate::node::env::{Clock, CommitMode, SystemClock};
@@ -198,7 +199,7 @@ mod tests {
         let (own, mode) = (clock.clone(), CommitMode::Inline);
         let committer = Committer::start(
             storage.clone(),
-            minter,
+            (minter, Forest::default()),
             Durability::Always,
             own,
             Arc::default(),
