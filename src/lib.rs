@@ -18,6 +18,7 @@ pub mod antientropy;
 pub mod hinted;
 pub mod replica;
 pub mod telemetry;
+pub mod tombstone;
 // Layer 4: the wire.
 pub mod rpc;
 // Layer 5: the node.

@@ -4,7 +4,7 @@
 //! `> event` is fed to it, a microsecond after the last or `at` a time, and the lines below are exactly the effects it must push, in order, after which its invariants
 //! are checked. `UPDATE_GOLDEN=1 cargo test --test golden` writes what the machines do now; read the diff.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use quoral::hinted::delivery;
 use quoral::machine::Machine;
 use quoral::quorum::page::Single;
 use quoral::quorum::{put, read};
+use quoral::tombstone::reap::{self, Reap};
 use quoral::types::error::{Applied, Cause, Failure};
 use quoral::types::ids::{LayoutVersion, NodeId};
 use quoral::types::time::Mono;
@@ -295,6 +296,50 @@ impl Scripted for ExchangeScript {
     }
 }
 
+struct ReapScript(Reap);
+
+impl ReapScript {
+    fn begin(words: &[&str]) -> ReapScript {
+        let o = options(words);
+        let records = o["records"].parse().expect("a number");
+        ReapScript(Reap::new(records, nodes(o.get("others").map_or("", String::as_str))))
+    }
+}
+
+impl Scripted for ReapScript {
+    fn feed(&mut self, now: Mono, words: &[&str]) -> Vec<String> {
+        let numbers = |text: &&str| -> BTreeSet<usize> {
+            text.split(',').filter(|t| !t.is_empty()).map(|t| t.parse().expect("a number")).collect()
+        };
+        let event = match words {
+            ["start"] => reap::Event::Start,
+            ["holds", from] => reap::Event::Holds(node(from), BTreeSet::new()),
+            ["holds", from, which] => reap::Event::Holds(node(from), numbers(which)),
+            ["taken", from] => reap::Event::Taken(node(from)),
+            ["purged", from] => reap::Event::Purged(node(from)),
+            ["failed", from] => reap::Event::Failed(node(from)),
+            ["purged-own", count] => reap::Event::PurgedOwn(count.parse().expect("a number")),
+            other => panic!("no event of a collection: {other:?}"),
+        };
+        let mut effects = Vec::new();
+        self.0.step(now, event, &mut effects);
+        self.0.check_invariants();
+        let numbers =
+            |all: &BTreeSet<usize>| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        let show = |effect: &reap::Effect| match effect {
+            reap::Effect::Ask(to) => format!("ask {}", name(*to)),
+            reap::Effect::Push(to, which) => format!("push {} {}", name(*to), numbers(which)),
+            reap::Effect::Purge(to, which) => format!("purge {} {}", name(*to), numbers(which)),
+            reap::Effect::PurgeOwn(which) => format!("purge-own {}", numbers(which)),
+            reap::Effect::Finish { purged, waits_for } => {
+                let waits: Vec<String> = waits_for.iter().map(|node| name(*node)).collect();
+                format!("finish purged={purged} waits-for={}", waits.join(","))
+            }
+        };
+        effects.iter().map(show).collect()
+    }
+}
+
 /// Runs a script; what it should be, as the machines do it.
 fn run(text: &str) -> String {
     let mut out = String::new();
@@ -315,6 +360,10 @@ fn run(text: &str) -> String {
             }
             ["hints", pace @ ..] => {
                 machine = Some(Box::new(HintScript::begin(pace)));
+                writeln!(out, "{line}").expect("a String takes all");
+            }
+            ["reap", plan @ ..] => {
+                machine = Some(Box::new(ReapScript::begin(plan)));
                 writeln!(out, "{line}").expect("a String takes all");
             }
             ["exchange"] => {
@@ -344,10 +393,10 @@ fn every_script_is_what_the_machine_does() {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let folder = |name: &str| std::fs::read_dir(root.join(name)).expect("a folder of scripts");
     let entries = folder("src/quorum/scripts").chain(folder("src/hinted/scripts"));
-    let entries = entries.chain(folder("src/antientropy/scripts"));
+    let entries = entries.chain(folder("src/antientropy/scripts")).chain(folder("src/tombstone/scripts"));
     let mut scripts: Vec<PathBuf> = entries.map(|e| e.expect("an entry").path()).collect();
     scripts.sort();
-    assert!(scripts.len() >= 28, "one script for each rule");
+    assert!(scripts.len() >= 33, "one script for each rule");
     for path in scripts {
         let text = std::fs::read_to_string(&path).expect("a script");
         assert!(text.starts_with("# Rule "), "{}: the first line states the rule", path.display());

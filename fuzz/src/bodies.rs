@@ -13,12 +13,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message as _;
+use quoral::antientropy::forest::Place;
 use quoral::antientropy::tree::Sum;
 use quoral::gossip::digest::NodeState;
 use quoral::gossip::packet::{self, Packet};
 use quoral::hinted::queue;
 use quoral::node::config::Checked;
 use quoral::node::readings::{page_of_wire, page_to_wire};
+use quoral::node::reaper;
 use quoral::replica::mint::{self, Mint, Minter};
 use quoral::replica::requests::{Entry, Print};
 use quoral::replica::{apply, scan, stored};
@@ -475,6 +477,12 @@ fn operation(operation: proto::Operation) {
         Some(Kind::CompareNodes(proto::CompareNodes { nodes, .. }))
         | Some(Kind::CompareItems(proto::CompareItems { nodes, .. }))
         | Some(Kind::FetchItems(proto::FetchItems { nodes, .. })) => nodes.iter().for_each(tree_node),
+        Some(Kind::HoldDead(dead) | Kind::PurgeDead(dead)) => {
+            let place = Place { partition: PLACE.0, keyspace: PLACE.1 };
+            if let Ok(records) = reaper::records_of_wire(place, &dead) {
+                assert!(records.iter().all(|(key, _)| schema::split_record_key(key).is_some()));
+            }
+        }
         Some(Kind::Fetch(_) | Kind::Hints(_) | Kind::Ping(_)) | None => {}
     }
 }

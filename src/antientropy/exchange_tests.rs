@@ -57,7 +57,7 @@ impl Replica {
         let digest = |version: Option<[u8; 8]>| {
             version.and_then(|version| summary_of(key, &version)).map(|told| told.digest)
         };
-        let change = Change { before: digest(before), after: digest(Some(version)) };
+        let change = Change { before: digest(before), after: digest(Some(version)), dead_since: None };
         self.forest.written(Mono(0), key, change);
         true
     }

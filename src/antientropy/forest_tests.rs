@@ -38,7 +38,7 @@ fn write(forest: &mut Forest, storage: &MemoryStorage, storage_key: &[u8], after
         None => batch.delete(storage_key),
     }
     storage.write(&batch).expect("written");
-    forest.written(Mono(0), storage_key, Change { before, after });
+    forest.written(Mono(0), storage_key, Change { before, after, dead_since: None });
 }
 
 fn store(forest: &mut Forest, storage: &MemoryStorage, most: usize) {

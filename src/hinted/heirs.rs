@@ -175,6 +175,6 @@ mod tests {
             assert_eq!(theirs[0].record, hint.record);
             assert_eq!(book.accounts()[&heir].bytes, theirs[0].bytes);
         }
-        assert_eq!(kept_for_key(&storage, b"dkey").expect("readable").len(), 2);
+        assert_eq!(kept_for_key(&storage, b"dkey", &|_| false).expect("readable").len(), 2);
     }
 }

@@ -208,13 +208,26 @@ impl Book {
         record: &[u8],
         stands_in: bool,
     ) -> Result<NewHint, NoHint> {
+        self.add_written(now, now, target, storage_key, record, stands_in)
+    }
+
+    /// The same of a record that was written at `at`: the hint is as old as that, however late it is kept.
+    pub fn add_written(
+        &mut self,
+        now: WallMs,
+        at: WallMs,
+        target: NodeId,
+        storage_key: &[u8],
+        record: &[u8],
+        stands_in: bool,
+    ) -> Result<NewHint, NoHint> {
         let away_ms = self.accounts.get(&target).and_then(|account| account.since);
         let away_ms = away_ms.map_or(0, |since| now.0.saturating_sub(since.0));
         // A fallback's hint is the write itself: only bytes limit it.
         if !stands_in && (self.limits.window.is_zero() || away_ms > millis(self.limits.window)) {
             return Err(NoHint::Window);
         }
-        self.add_of(now, now, target, storage_key, record, stands_in)
+        self.add_of(now, at, target, storage_key, record, stands_in)
     }
 
     /// Counts a hint that is as old as `at`, unless it would take too many bytes.
@@ -314,11 +327,15 @@ pub fn forget(target: NodeId, hint: &Hint) -> Batch {
 const LOOKS: usize = 3;
 
 /// The records that are kept here, as a fallback, for the key with this storage key.
-pub fn kept_for_key(storage: &dyn Storage, storage_key: &[u8]) -> Result<Vec<Bytes>, StorageError> {
+pub fn kept_for_key(
+    storage: &dyn Storage,
+    storage_key: &[u8],
+    is_too_old: &dyn Fn(WallMs) -> bool,
+) -> Result<Vec<Bytes>, StorageError> {
     let mut looks = 1;
     loop {
         // One that is missing has just come home, or was handed on to an heir.
-        let (records, missing) = look_for_key(storage, storage_key)?;
+        let (records, missing) = look_for_key(storage, storage_key, is_too_old)?;
         if !missing || looks == LOOKS {
             return Ok(records);
         }
@@ -326,7 +343,11 @@ pub fn kept_for_key(storage: &dyn Storage, storage_key: &[u8]) -> Result<Vec<Byt
     }
 }
 
-fn look_for_key(storage: &dyn Storage, storage_key: &[u8]) -> Result<(Vec<Bytes>, bool), StorageError> {
+fn look_for_key(
+    storage: &dyn Storage,
+    storage_key: &[u8],
+    is_too_old: &dyn Fn(WallMs) -> bool,
+) -> Result<(Vec<Bytes>, bool), StorageError> {
     let prefix = schema::stand_in_prefix(storage_key);
     let mut hints = Vec::new();
     storage.scan(Bound::Included(&prefix), Bound::Unbounded, false, &mut |key, _| {
@@ -342,7 +363,9 @@ fn look_for_key(storage: &dyn Storage, storage_key: &[u8]) -> Result<(Vec<Bytes>
         };
         // One that can't be read is no answer; the delivery counts it.
         let body = schema::open(&key, &value).ok().and_then(|body| postcard::from_bytes::<Body>(body).ok());
-        if let Some(body) = body.filter(|body| body.storage_key == storage_key) {
+        // Nor is one that its target would refuse: the key may have been deleted since, and the tombstone purged.
+        let body = body.filter(|body| body.storage_key == storage_key && !is_too_old(body.at));
+        if let Some(body) = body {
             records.push(Bytes::copy_from_slice(body.record));
         }
     }
@@ -540,7 +563,7 @@ mod tests {
             let new = book.add(NOW, target, key, record, stands_in).expect("kept");
             storage.write(&new.batch).expect("written");
         }
-        let kept = |key: &[u8]| kept_for_key(&storage, key).expect("readable");
+        let kept = |key: &[u8]| kept_for_key(&storage, key, &|_| false).expect("readable");
         assert_eq!(
             (kept(b"dkey"), kept(b"dkey2"), kept(b"dke")),
             (vec!["1".into(), "2".into()], vec!["4".into()], vec![])

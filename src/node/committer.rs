@@ -39,7 +39,7 @@ use crate::types::limits::{
 };
 use crate::types::policy::Durability;
 use crate::types::time::Mono;
-use crate::version::record::{Change, Record, Summary};
+use crate::version::record::{Change, Digest, Record, Summary};
 
 type Done<T> = Box<dyn FnOnce(Result<T, Cause>) + Send>;
 
@@ -53,6 +53,8 @@ pub enum Job {
     Write(Batch, Done<()>),
     /// Look after the Merkle trees; with `true` store all that can be stored.
     Tend(bool, Done<Health>),
+    /// Delete dead records that all home replicas hold, if they are still the same; how many were.
+    Purge(Vec<(Vec<u8>, Digest)>, Done<usize>),
 }
 
 /// A record that came from elsewhere.
@@ -174,6 +176,13 @@ impl Committer {
         f(&lock(&self.shared.forest))
     }
 
+    /// Deletes dead records, if they are still the same; how many were.
+    pub async fn purge(&self, doomed: Vec<(Vec<u8>, Digest)>) -> Result<usize, Cause> {
+        let (send, receive) = tokio::sync::oneshot::channel();
+        self.submit(Job::Purge(doomed, Box::new(move |result| drop(send.send(result)))));
+        receive.await.unwrap_or_else(|_| Err(Cause::NotServing("stopping".into())))
+    }
+
     /// Looks after the Merkle trees a little, or stores all of them.
     pub async fn tend(&self, all: bool) -> Result<Health, Cause> {
         let (send, receive) = tokio::sync::oneshot::channel();
@@ -225,6 +234,7 @@ fn refuse(job: Job, cause: Cause) {
         Job::Apply(_, done) => done(Err(cause)),
         Job::Write(_, done) => done(Err(cause)),
         Job::Tend(_, done) => done(Err(cause)),
+        Job::Purge(_, done) => done(Err(cause)),
     }
 }
 
@@ -233,7 +243,7 @@ fn dropped_keyspace(job: &Job, map: &ClusterMap) -> Option<KeyspaceId> {
     let storage_key = match job {
         Job::Mint(write, _) => &write.storage_key,
         Job::Apply(incoming, _) => &incoming.storage_key,
-        Job::Write(..) | Job::Tend(..) => return None,
+        Job::Write(..) | Job::Tend(..) | Job::Purge(..) => return None,
     };
     let (_, keyspace) = schema::split_range(storage_key)?;
     (map.has_dropped(keyspace)).then_some(keyspace)
@@ -375,6 +385,13 @@ impl Shared {
                     None
                 }
             },
+            Job::Purge(doomed, done) => match self.purge(&doomed, wrote) {
+                Ok(purged) => Some(Box::new(move |synced| done(synced.map(|()| purged)))),
+                Err(cause) => {
+                    done(Err(cause));
+                    None
+                }
+            },
             Job::Tend(all, done) => match self.tend(all, wrote) {
                 Ok(health) => Some(Box::new(move |synced| done(synced.map(|()| health)))),
                 Err(cause) => {
@@ -383,6 +400,23 @@ impl Shared {
                 }
             },
         }
+    }
+
+    /// Deletes those that are still what they were, with what leads to them.
+    fn purge(&self, doomed: &[(Vec<u8>, Digest)], wrote: &mut bool) -> Result<usize, Cause> {
+        let mut purged = 0;
+        for (storage_key, digest) in doomed {
+            let found = stored::load(&*self.storage, storage_key).map_err(|error| load_cause(&error))?;
+            let Some(found) = found.filter(|found| found.record.digest() == *digest) else { continue };
+            let Some(since) = found.record.dead_since() else { continue };
+            let mut batch = Batch::new();
+            batch.delete(storage_key.clone());
+            batch.delete(schema::dead_key(since, storage_key));
+            let change = Change { before: Some(*digest), after: None, dead_since: None };
+            self.write_record(storage_key, &mut batch, Some(change), wrote)?;
+            purged += 1;
+        }
+        Ok(purged)
     }
 
     /// A step of each rebuild that waits, then some regions to disk, then what is gone.
@@ -420,6 +454,9 @@ impl Shared {
         let mut forest = lock(&self.forest);
         if let Some(mark) = forest.before_write(storage_key) {
             batch.writes.insert(0, mark);
+        }
+        if let Some(since) = change.dead_since {
+            batch.put(schema::dead_key(since, storage_key), Vec::new());
         }
         self.write(batch, wrote)?;
         forest.written(self.clock.mono(), storage_key, change);

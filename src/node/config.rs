@@ -170,6 +170,10 @@ pub struct RepairConfig {
     pub interval_ms: u64,
     /// Bytes of its messages a second.
     pub rate_bytes: u64,
+    /// How old a tombstone is at least when it is purged.
+    pub tombstone_grace_ms: u64,
+    /// How long ago what is stored may have been read or minted: what is later is refused.
+    pub message_age_ms: u64,
     /// Whether reads repair what they find; without it G3 does not hold. For tests of the other paths.
     pub read_repair: bool,
 }
@@ -179,6 +183,9 @@ impl Default for RepairConfig {
         RepairConfig {
             interval_ms: u64::try_from(limits::REPAIR_INTERVAL_DEFAULT.as_millis()).unwrap_or(u64::MAX),
             rate_bytes: limits::REPAIR_RATE_DEFAULT,
+            tombstone_grace_ms: u64::try_from(limits::TOMBSTONE_GRACE_DEFAULT.as_millis())
+                .unwrap_or(u64::MAX),
+            message_age_ms: u64::try_from(limits::MESSAGE_AGE_MAX.as_millis()).unwrap_or(u64::MAX),
             read_repair: true,
         }
     }
@@ -214,7 +221,7 @@ struct Key {
 }
 
 /// Every key there is, in the order in which `config show` prints them.
-const KEYS: [Key; 28] = {
+const KEYS: [Key; 30] = {
     const fn key(
         section: &'static str,
         name: &'static str,
@@ -276,6 +283,12 @@ const KEYS: [Key; 28] = {
             c.repair.interval_ms.to_string()
         }),
         key("repair", "rate_bytes", "bytes of anti-entropy a second", |c| c.repair.rate_bytes.to_string()),
+        key("repair", "tombstone_grace_ms", "how old a tombstone is when it is purged, at least", |c| {
+            c.repair.tombstone_grace_ms.to_string()
+        }),
+        key("repair", "message_age_ms", "how late a message between nodes may be", |c| {
+            c.repair.message_age_ms.to_string()
+        }),
         key("repair", "read_repair", "for tests: without it a read may go backwards", |c| {
             c.repair.read_repair.to_string()
         }),

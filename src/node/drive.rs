@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
@@ -51,6 +52,8 @@ pub struct Driver {
     pub metrics: Arc<Metrics>,
     /// Whether reads repair what they find; only tests of the other paths say no.
     pub read_repair: bool,
+    /// How long ago what is stored may have been read or minted: later it could bring back what was purged.
+    pub message_age: Duration,
 }
 
 /// Where a key is stored.
@@ -88,7 +91,7 @@ pub struct PutDone {
 
 enum PutEvent {
     Machine(put::Event),
-    Minted(Result<Minted, Cause>),
+    Minted(Box<Result<Minted, Cause>>),
 }
 
 impl Driver {
@@ -180,11 +183,13 @@ impl Driver {
                 biased;
                 event = incoming.recv() => match event {
                     Some(PutEvent::Machine(event)) => event,
-                    Some(PutEvent::Minted(Ok(new))) => {
-                        minted = Some(new);
-                        put::Event::Stored
-                    }
-                    Some(PutEvent::Minted(Err(cause))) => put::Event::StoreFailed(cause),
+                    Some(PutEvent::Minted(result)) => match *result {
+                        Ok(new) => {
+                            minted = Some(new);
+                            put::Event::Stored
+                        }
+                        Err(cause) => put::Event::StoreFailed(cause),
+                    },
                     None => return,
                 },
                 () = self.sleep_until(deadline) => put::Event::Deadline,
@@ -209,10 +214,10 @@ impl Driver {
             (Ok(minted), Some(home)) => {
                 let record = minted.record.clone();
                 hints.stand_in(home, &storage_key, &record, minted.entry, move |kept| {
-                    drop(events.send(PutEvent::Minted(kept.map(|()| minted))));
+                    drop(events.send(PutEvent::Minted(Box::new(kept.map(|()| minted)))));
                 });
             }
-            (result, _) => drop(events.send(PutEvent::Minted(result))),
+            (result, _) => drop(events.send(PutEvent::Minted(Box::new(result)))),
         });
         self.committer.submit(Job::Mint(write.clone(), done));
     }
@@ -270,6 +275,7 @@ impl Driver {
         let (mut machine, mut effects) = (read::Read::<R::Answer>::new(plan), Vec::new());
         let (mut reply, mut own, mut deadline, mut hedge) = (Some(reply), None, None, None);
         let mut silent = BTreeMap::new();
+        let until = self.clock.mono() + self.message_age;
         let mut next = Some(read::Event::Start);
         loop {
             if let Some(event) = next.take() {
@@ -287,7 +293,7 @@ impl Driver {
                         self.fetch(&reading, node, own.clone(), &events);
                     }
                     read::Effect::Repair(node, number, repair) => {
-                        self.repair(reading.stores(repair), node, number, &events);
+                        self.repair(reading.stores(repair), (node, number), until, &events);
                     }
                     read::Effect::Reply(result) => {
                         if result.as_ref().is_ok_and(|done| done.repaired) {
@@ -403,8 +409,8 @@ impl Driver {
     fn repair<A>(
         &self,
         stores: Vec<(Place, Arc<Record>)>,
-        node: NodeId,
-        number: u32,
+        (node, number): (NodeId, u32),
+        until: Mono,
         events: &mpsc::UnboundedSender<read::Event<A>>,
     ) where
         A: Send + 'static,
@@ -421,6 +427,10 @@ impl Driver {
             let _ = events.send(read::Event::Repaired(node, number));
             return;
         }
+        if self.clock.mono() > until {
+            let _ = events.send(read::Event::RepairFailed(node, number));
+            return;
+        }
         let link = self.links.up(node);
         for (place, record) in stores {
             let bytes = Bytes::from(codec::encode_record(&record));
@@ -433,11 +443,9 @@ impl Driver {
                 self.committer.submit(Job::Apply(incoming, done));
                 continue;
             }
-            let operation = place.operation(operation::Kind::Store(proto::Store {
-                record: bytes,
-                fresh: false,
-                ..Default::default()
-            }));
+            let store = proto::Store { record: bytes, fresh: false, ..Default::default() };
+            let mut operation = place.operation(operation::Kind::Store(store));
+            operation.until_us = until.0;
             let (failed, none_left) = (events.clone(), left.clone());
             let waiter = Box::new(move |result| {
                 finished(matches!(result, Ok(answer::Kind::Stored(_))), &left, &events);

@@ -240,6 +240,7 @@ impl Talk<'_> {
         let mut wanted = resolved.fetch.clone();
         while !wanted.is_empty() {
             let before = got.len();
+            let until = self.coordinator.driver.clock.mono() + self.coordinator.driver.message_age;
             let question = proto::FetchItems {
                 partition: place.partition.0.into(),
                 nodes: vec![wire::node_to_wire(node, wire::prints_to_wire(wanted.iter().copied()))],
@@ -247,7 +248,7 @@ impl Talk<'_> {
             let answer = self.ask(place.keyspace.0, operation::Kind::FetchItems(question)).await?;
             let answer::Kind::Records(page) = answer else { return Err(Broken::Nonsense("records")) };
             for entry in page.entries {
-                let (key, item, digest, is_new) = self.take(place, entry).await?;
+                let (key, item, digest, is_new) = self.take(place, entry, until).await?;
                 done.received += u64::from(is_new);
                 wanted.retain(|print| *print != item);
                 got.insert(key, digest);
@@ -278,8 +279,12 @@ impl Talk<'_> {
         &self,
         place: Place,
         entry: proto::PageEntry,
+        until: Mono,
     ) -> Result<(Vec<u8>, u64, Digest, bool), Broken> {
         let driver = &self.coordinator.driver;
+        if driver.clock.mono() > until {
+            return Err(Broken::Silent);
+        }
         let nonsense = || Broken::Nonsense("records");
         let record = codec::decode_record(&entry.record).map_err(|_| nonsense())?;
         schema::split_suffix(&entry.suffix).ok_or_else(nonsense)?;
@@ -315,6 +320,7 @@ impl Talk<'_> {
     async fn give(&self, storage_keys: &[Vec<u8>]) -> Result<(), Broken> {
         let driver = &self.coordinator.driver;
         let mut operations = Vec::with_capacity(storage_keys.len());
+        let until = driver.clock.mono() + driver.message_age;
         for storage_key in storage_keys {
             let copy = fetch::fetch(driver.committer.storage(), storage_key);
             // What is damaged here comes back from there, another time.
@@ -332,7 +338,7 @@ impl Talk<'_> {
                 key: key.partition_key().clone(),
                 sort: key.sort_key().clone(),
                 kind: Some(operation::Kind::Store(store)),
-                until_us: 0,
+                until_us: until.0,
             });
         }
         let bytes: usize = operations.iter().map(prost::Message::encoded_len).sum();

@@ -138,7 +138,8 @@ impl Hints {
             return done(Err(Cause::UnknownKeyspace("dropped".into())));
         }
         let now = self.clock.wall();
-        let counted = self.book().add(now, target, storage_key, record, stands_in.is_some());
+        let written = codec::decode_record(record).map_or(now, |record| record.stamp().wall().min(now));
+        let counted = self.book().add_written(now, written, target, storage_key, record, stands_in.is_some());
         let mut new = match counted {
             Ok(new) => new,
             Err(why) => {
@@ -185,7 +186,7 @@ impl Hints {
     /// What is kept here for a key as a fallback, merged; none if nothing is.
     pub fn kept_for_key(&self, storage_key: &[u8]) -> Result<Option<Record>, LoadError> {
         let mut kept: Option<Record> = None;
-        for bytes in queue::kept_for_key(self.committer.storage(), storage_key)? {
+        for bytes in queue::kept_for_key(self.committer.storage(), storage_key, &|at| self.is_too_old(at))? {
             let record = codec::decode_record(&bytes)?;
             match &mut kept {
                 None => kept = Some(record),

@@ -7,7 +7,7 @@
 
 pub mod batch;
 pub mod committer;
-mod comparisons;
+pub mod comparisons;
 pub mod config;
 pub mod coordinator;
 pub mod datadir;
@@ -26,6 +26,7 @@ pub mod maps;
 mod overload;
 pub mod peers;
 pub mod readings;
+pub mod reaper;
 mod repairs;
 mod retries;
 pub mod scans;

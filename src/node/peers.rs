@@ -30,6 +30,7 @@ use super::hints::kept_to_wire;
 use super::links::{Links, Me};
 use super::maps::Maps;
 use super::readings::page_of_wire;
+use super::reaper;
 use crate::replica::apply::Outcome;
 use crate::replica::fetch::{self, Fetched};
 use crate::replica::requests::{self, Entry};
@@ -133,6 +134,12 @@ impl Peers {
         }
         if store.fresh {
             let now = driver.clock.wall();
+            // Whatever held it up: its key may have been deleted since, and the tombstone purged.
+            let age_max = u64::try_from(driver.message_age.as_millis()).unwrap_or(u64::MAX);
+            if now.0.saturating_sub(record.stamp().wall().0) > age_max {
+                driver.metrics.late_operations.inc();
+                return reply.refuse(Reason::Late, "the write was stamped too long ago");
+            }
             let checked =
                 driver.committer.with_minter(|minter| minter.clock_mut().observe(now, record.stamp()));
             if let Err(too_far) = checked {
@@ -244,6 +251,39 @@ impl Peers {
         let entries = page.entries.into_iter().map(entry).collect();
         let answer = answer::Kind::Page(proto::Page { entries, more: page.more });
         self.send_settled(committer.unsettled_any(), answer, reply);
+    }
+
+    /// Says which dead records are held here, or purges them (`tombstone::reap`).
+    fn dead_records(
+        &self,
+        from: Sender,
+        keyspace: u32,
+        dead: &proto::DeadRecords,
+        purges: bool,
+        reply: Reply,
+    ) {
+        let map = self.maps.current();
+        let place = check_layout(from, &map)
+            .and_then(|()| comparisons::place_of(&map, self.me.node, KeyspaceId(keyspace), dead.partition));
+        let records = place.and_then(|place| reaper::records_of_wire(place, dead));
+        let records = match records {
+            Ok(records) => records,
+            Err((reason, message)) => return reply.refuse(reason, message),
+        };
+        let committer = self.coordinator.driver.committer.clone();
+        tokio::spawn(async move {
+            let answer = match purges {
+                true => committer
+                    .purge(records)
+                    .await
+                    .map(|purged| answer::Kind::PurgedDead(u32::try_from(purged).unwrap_or(u32::MAX))),
+                false => reaper::held(&committer, &records).await.map(answer::Kind::HeldDead),
+            };
+            match answer {
+                Ok(answer) => reply.send(answer),
+                Err(cause) => reply.refuse(Reason::Storage, format!("{cause:?}")),
+            }
+        });
     }
 
     /// Answers a question about trees: once it is worked out, and what it tells of is durable.
@@ -421,7 +461,7 @@ impl PeerHandler for Peers {
         if !self.is_admitted.load(Ordering::Acquire) && !matches!(kind, Some(operation::Kind::Ping(_))) {
             return reply.refuse(Reason::NotServing, NOT_ADMITTED);
         }
-        if from.is_late(&operation) {
+        if from.is_late(&operation, self.coordinator.driver.message_age) {
             self.coordinator.driver.metrics.late_operations.inc();
             return reply
                 .refuse(Reason::Late, "its sender has given it up, or it was under way for too long");
@@ -491,6 +531,12 @@ impl PeerHandler for Peers {
                 | operation::Kind::CompareItems(_)
                 | operation::Kind::FetchItems(_)),
             ) => self.compare_trees(operation.keyspace_id, question, reply),
+            Some(operation::Kind::HoldDead(dead)) => {
+                self.dead_records(from, operation.keyspace_id, &dead, false, reply);
+            }
+            Some(operation::Kind::PurgeDead(dead)) => {
+                self.dead_records(from, operation.keyspace_id, &dead, true, reply);
+            }
             None => reply.refuse(Reason::BadRequest, "kind: is missing or not known"),
         }
     }

@@ -32,6 +32,7 @@ use super::links::{Contact, Links, Me};
 use super::maps::Maps;
 use super::overload::govern;
 use super::peers::Peers;
+use super::reaper::Reaper;
 use super::repairs::Repairs;
 use super::retries::{Turns, forget_requests};
 use super::service::NodeService;
@@ -233,6 +234,7 @@ impl Node {
             links: links.clone(),
             metrics: metrics.clone(),
             read_repair: config.repair.read_repair,
+            message_age: Duration::from_millis(config.repair.message_age_ms),
         };
         let coordinator = Arc::new(Coordinator {
             driver,
@@ -287,6 +289,9 @@ impl Node {
         let coordinator = node.service.coordinator.clone();
         let repairs = Repairs::new(coordinator, maps.watch(), env.commit, config.repair.clone());
         node.tasks.push(tokio::spawn(Arc::new(repairs).run()));
+        let grace = Duration::from_millis(config.repair.tombstone_grace_ms);
+        let reaper = Reaper::new(node.service.coordinator.clone(), maps.watch(), grace);
+        node.tasks.push(tokio::spawn(reaper.run()));
         node.tasks.push(tokio::spawn(trees::tend(committer.clone(), metrics.clone())));
         node.tasks.push(tokio::spawn(report(node.service.clone(), clock, metrics)));
         if config.node.durability == Durability::Interval {

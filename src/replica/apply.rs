@@ -50,7 +50,8 @@ pub fn apply(
         Err(error) => return Err(error),
     };
     let Some(mut old) = old else {
-        let change = Some(Change { before: None, after: Some(incoming.digest()) });
+        let change =
+            Some(Change { before: None, after: Some(incoming.digest()), dead_since: incoming.dead_since() });
         return Ok(Applied { outcome: Outcome::Changed(batch(key, None, bytes)), change, healed });
     };
     if let (Record::Lww(mine), Record::Lww(theirs), true) = (&old.record, incoming, fresh)
@@ -72,7 +73,11 @@ pub fn apply(
     } else {
         Outcome::Unchanged
     };
-    let change = changed.then(|| Change { before: Some(before), after: Some(old.record.digest()) });
+    let change = changed.then(|| Change {
+        before: Some(before),
+        after: Some(old.record.digest()),
+        dead_since: old.record.dead_since(),
+    });
     Ok(Applied { outcome, change, healed })
 }
 

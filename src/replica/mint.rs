@@ -223,7 +223,11 @@ fn finish(
     if !write.stands_in {
         batch.put(write.storage_key.clone(), stored::encode(&write.storage_key, line, &bytes));
     }
-    let change = (!write.stands_in).then(|| Change { before, after: Some(record.digest()) });
+    let change = (!write.stands_in).then(|| Change {
+        before,
+        after: Some(record.digest()),
+        dead_since: record.dead_since(),
+    });
     Minted { batch, record: bytes.into(), stamp, dot, versions: record.versions(), change, entry }
 }
 

@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::proto::{self, answer, peer_server::Peer};
 use super::transport::BoxFuture;
 use crate::types::ids::{LayoutVersion, NodeId};
-use crate::types::limits::{ENVELOPE_BYTES, ENVELOPE_OPS, LINK_OPS, MESSAGE_AGE_MAX};
+use crate::types::limits::{ENVELOPE_BYTES, ENVELOPE_OPS, LINK_OPS};
 use crate::types::time::{Mono, WallMs};
 use crate::version::hlc::Stamp;
 
@@ -37,9 +37,9 @@ pub struct Sender {
 impl Sender {
     /// Whether its operation comes too late to be carried out: it has given it up, or nobody knows any more what it
     /// was for.
-    pub fn is_late(&self, operation: &proto::Operation) -> bool {
+    pub fn is_late(&self, operation: &proto::Operation, age_max: Duration) -> bool {
         let age = Duration::from_micros(self.now.micros_since(self.sent));
-        (operation.until_us > 0 && self.now.0 > operation.until_us) || age > MESSAGE_AGE_MAX
+        (operation.until_us > 0 && self.now.0 > operation.until_us) || age > age_max
     }
 
     /// How long it will wait for its operation; none if it does not say.
@@ -253,10 +253,11 @@ mod tests {
         let (node, layout_version) = (NodeId(1), LayoutVersion(1));
         let from = |sent, now| Sender { node, layout_version, sent: at(sent), now: at(now) };
         let until = |seconds| proto::Operation { until_us: at(seconds).0, ..proto::Operation::default() };
-        assert!(!from(5, 6).is_late(&until(6)) && from(5, 7).is_late(&until(6)));
+        let max = Duration::from_secs(600);
+        assert!(!from(5, 6).is_late(&until(6), max) && from(5, 7).is_late(&until(6), max));
         assert_eq!(from(5, 6).patience(&until(8)), Some(Duration::from_secs(2)));
         let for_ever = proto::Operation::default();
-        assert!(!from(5, 605).is_late(&for_ever) && from(5, 606).is_late(&for_ever));
+        assert!(!from(5, 605).is_late(&for_ever, max) && from(5, 606).is_late(&for_ever, max));
         assert_eq!(from(5, 6).patience(&for_ever), None);
     }
 }

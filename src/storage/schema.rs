@@ -7,6 +7,7 @@
 //! | `f` | hash of a record's storage key (16), target node (8), sequence number (8) | nothing: a fallback's hint for it |
 //! | `r` | minute (8), request id (16) | checksummed outcome of a write with a request id |
 //! | `t` | partition (2), keyspace (4), region of a Merkle tree (1) | checksummed sums, or "in doubt" |
+//! | `g` | since when the record is dead, in milliseconds (8), its storage key | nothing |
 //! | `m` | name of a piece of the node's own state | checksummed `postcard` |
 //!
 //! A partition is one range to scan, hand over and drop; within a partition key, sort keys stay in byte
@@ -31,6 +32,7 @@ use std::fmt;
 
 use crate::types::ids::{KeyspaceId, NodeId, PartitionId, RequestId};
 use crate::types::key::Key;
+use crate::types::time::WallMs;
 
 /// First byte of the key of a record.
 pub const RECORD_TAG: u8 = b'd';
@@ -42,6 +44,8 @@ pub const STAND_IN_TAG: u8 = b'f';
 pub const REQUEST_TAG: u8 = b'r';
 /// First byte of the key of a region of a Merkle tree.
 pub const REGION_TAG: u8 = b't';
+/// First byte of the key that leads to a record that is dead: deleted, or expired from some time on.
+pub const DEAD_TAG: u8 = b'g';
 /// First byte of the key of the node's own state.
 pub const META_TAG: u8 = b'm';
 
@@ -130,6 +134,20 @@ pub fn slot_range(
 ) -> (Vec<u8>, Option<Vec<u8>>) {
     let of = |slot: u16| [&range_prefix(partition, keyspace)[..], &slot.to_be_bytes()].concat();
     (of(first), prefix_end(&of(last)))
+}
+
+/// What leads to the record under `storage_key`, which is dead since then.
+pub fn dead_key(since: WallMs, storage_key: &[u8]) -> Vec<u8> {
+    let mut out = vec![DEAD_TAG];
+    out.extend_from_slice(&since.0.to_be_bytes());
+    out.extend_from_slice(storage_key);
+    out
+}
+
+/// Since when, and the storage key that such a key leads to; `None` if it is not one.
+pub fn split_dead_key(key: &[u8]) -> Option<(WallMs, &[u8])> {
+    let (since, storage_key) = key.strip_prefix(&[DEAD_TAG])?.split_first_chunk::<8>()?;
+    Some((WallMs(u64::from_be_bytes(*since)), storage_key))
 }
 
 /// Storage key of a region of the Merkle tree of a keyspace in a partition.
@@ -497,6 +515,10 @@ mod tests {
         assert_eq!(region, b"t\x01\x02\x03\x04\x05\x06\x3f");
         assert_eq!(split_region_key(&region), Some((PartitionId(0x0102), KeyspaceId(0x0304_0506), 63)));
         assert_eq!(split_region_key(&encoded), None);
+        let dead = dead_key(WallMs(0x0102), &encoded);
+        assert_eq!(dead, [&b"g\0\0\0\0\0\0\x01\x02"[..], &encoded].concat());
+        assert_eq!(split_dead_key(&dead), Some((WallMs(0x0102), &encoded[..])));
+        assert_eq!(split_dead_key(&encoded), None);
 
         let by_hand = blake3::hash(b"\x01\0\0\0\0\0\0\0\x01kbody");
         let expected = [b"Q\x01", &by_hand.as_bytes()[..8], b"body"].concat();

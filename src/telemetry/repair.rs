@@ -29,6 +29,10 @@ pub struct RepairMetrics {
     pub received_in_vain: Counter,
     /// Records that exchanges sent from here.
     pub sent: Counter,
+    /// Tombstones and expired records purged, that this node led.
+    pub tombstones_purged: Counter,
+    /// Such as are due and wait for a replica.
+    pub tombstones_waiting: Gauge<u64, AtomicU64>,
     /// Seconds since the least recent proof that this node and a peer agree on a tree.
     pub age: Gauge<u64, AtomicU64>,
 }
@@ -48,6 +52,7 @@ impl RepairMetrics {
         let received = counter("records_received", "Records that exchanges brought here");
         let received_in_vain = counter("records_received_in_vain", "Of those, such as were here already");
         let sent = counter("records_sent", "Records that exchanges sent from here");
+        let tombstones_purged = counter("tombstones_purged", "Dead records purged, that this node led");
         let mut gauge = |name: &str, help: &str| {
             let gauge = Gauge::default();
             registry.register(name, help, gauge.clone());
@@ -61,6 +66,8 @@ impl RepairMetrics {
             received,
             received_in_vain,
             sent,
+            tombstones_purged,
+            tombstones_waiting: gauge("tombstones_waiting", "Dead records that wait for a replica"),
             age: gauge("age_seconds", "Since the least recent proof that a peer agrees on a tree"),
             tree_items: gauge("tree_items", "Records that the Merkle trees count"),
             tree_bytes: gauge("tree_bytes", "Bytes of memory of the Merkle trees"),

@@ -71,6 +71,20 @@ pub const READS_PER_HEDGE: u32 = 10;
 /// Hedges that may be saved up: what a replica that stops suddenly needs until it is avoided.
 pub const HEDGES_AT_ONCE: u32 = 200;
 
+/// How old a tombstone is at least when it is purged. What could still bring the key back by then is a hint or a
+/// message, and both are refused sooner; a session has let go of it.
+pub const TOMBSTONE_GRACE_DEFAULT: Duration = Duration::from_secs(4 * 3_600);
+const _: () = assert!(
+    TOMBSTONE_GRACE_DEFAULT.as_millis()
+        > HINT_WINDOW_DEFAULT.as_millis() + MESSAGE_AGE_MAX.as_millis() + CLOCK_SKEW_DEFAULT.as_millis()
+);
+const _: () = assert!(TOMBSTONE_GRACE_DEFAULT.as_secs() > SESSION_KEEPS.as_secs());
+/// The longest that it can be configured to.
+pub const TOMBSTONE_GRACE_MAX: Duration = Duration::from_secs(365 * 86_400);
+/// Tombstones of one place that are collected together, and that are read at a time.
+pub const REAP_RECORDS: usize = 256;
+/// The longest between two passes of the collection of tombstones; a quarter of the grace if that is less.
+pub const REAP_INTERVAL_MAX: Duration = Duration::from_secs(60);
 /// How long between two passes of anti-entropy with one peer: equal trees cost one message.
 pub const REPAIR_INTERVAL_DEFAULT: Duration = Duration::from_secs(60);
 /// The longest that it can be configured to.

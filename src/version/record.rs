@@ -96,6 +96,8 @@ pub struct Change {
     pub before: Option<Digest>,
     /// Of what is there now; none if nothing is.
     pub after: Option<Digest>,
+    /// From when on what is there now is dead.
+    pub dead_since: Option<WallMs>,
 }
 
 /// A value that a reader sees.
@@ -277,6 +279,22 @@ impl Record {
         let mut digest = [0; 16];
         digest.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
         Digest(digest)
+    }
+
+    /// From when on nobody sees anything of it: it is deleted, or its time to live is over. None if a version lives
+    /// for ever.
+    pub fn dead_since(&self) -> Option<WallMs> {
+        let of = |payload: &Payload, stamp: Stamp, expires_at: Option<WallMs>| match payload {
+            Payload::Tombstone => Some(stamp.wall()),
+            Payload::Value(_) => expires_at.map(|at| at.max(stamp.wall())),
+        };
+        match self {
+            Record::Lww(v) => of(&v.payload, v.stamp, v.expires_at),
+            Record::Siblings(set) => {
+                let all = set.iter().map(|s| of(&s.payload, s.stamp, s.expires_at));
+                all.reduce(|a, b| Some(a?.max(b?))).flatten()
+            }
+        }
     }
 
     /// What is told of it instead of itself.

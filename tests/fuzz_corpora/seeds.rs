@@ -22,7 +22,7 @@ use quoral::ring::partition::Partitions;
 use quoral::rpc::{convert, proto, tree_wire};
 use quoral::storage::Write;
 use quoral::storage::memory::MemoryStorage;
-use quoral::storage::schema::{open, record_key};
+use quoral::storage::schema::{self, open, record_key};
 use quoral::types::error::{Cause, Failure};
 use quoral::types::ids::{
     Birth, ClusterId, Incarnation, KeyspaceId, MapVersion, NodeId, Nonce, PartitionId, RequestId,
@@ -257,6 +257,13 @@ fn operations() -> proto::Operations {
         reverse: false,
         items: 2,
     };
+    let dead = || proto::DeadRecords {
+        partition: 3,
+        records: vec![proto::DeadRecord {
+            suffix: schema::record_suffix(&Key::new(&b"k"[..], &b"s"[..]).expect("valid")).into(),
+            digest: Bytes::from_static(&[7; 16]),
+        }],
+    };
     let tree_node = |prints: &Bytes| tree_wire::node_to_wire(Node::ROOT, prints.clone());
     let sums = tree_wire::sums_to_wire(&(0..16).map(|child| child % 3).collect::<Vec<_>>());
     let prints = tree_wire::prints_to_wire([5, 6]);
@@ -296,6 +303,8 @@ fn operations() -> proto::Operations {
         Kind::CompareNodes(proto::CompareNodes { partition: 3, nodes: vec![tree_node(&sums)] }),
         Kind::CompareItems(proto::CompareItems { partition: 3, nodes: vec![tree_node(&prints)] }),
         Kind::FetchItems(proto::FetchItems { partition: 3, nodes: vec![tree_node(&prints)] }),
+        Kind::HoldDead(dead()),
+        Kind::PurgeDead(dead()),
     ];
     proto::Operations {
         node_id: "00000000000000a1".into(),

@@ -31,3 +31,4 @@ mod semantics;
 mod session_stream;
 mod sessions;
 mod sloppy;
+mod tombstones;

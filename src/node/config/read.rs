@@ -65,6 +65,12 @@ pub(super) fn read(values: &mut Values, file: &Path) -> Option<Config> {
         rate_bytes: values
             .number("repair.rate_bytes", 1_024..=limits::HINT_RATE_MAX, "bytes")
             .unwrap_or(usual.rate_bytes),
+        tombstone_grace_ms: values
+            .number("repair.tombstone_grace_ms", 1..=millis(limits::TOMBSTONE_GRACE_MAX), "ms")
+            .unwrap_or(usual.tombstone_grace_ms),
+        message_age_ms: values
+            .number("repair.message_age_ms", 1..=millis(limits::MESSAGE_AGE_MAX), "ms")
+            .unwrap_or(usual.message_age_ms),
         read_repair: values.flag("repair.read_repair").unwrap_or(usual.read_repair),
     };
     let cache = limits::CACHE_BYTES_MIN..=limits::CACHE_BYTES_MAX;
@@ -87,6 +93,7 @@ pub(super) fn read(values: &mut Values, file: &Path) -> Option<Config> {
         runtime: RuntimeConfig { threads },
         log: LogConfig { level },
     };
+    check_grace(values, &config);
     check_ports(values, &config.listen);
     check_bootstrap(values, &config.bootstrap);
     check_own_place(values, &config);
@@ -174,6 +181,19 @@ fn read_bootstrap_node(table: &mut Values, path: &str) -> Option<BootstrapNode> 
 }
 
 /// Two listeners can't share a port.
+/// A tombstone must outlive whatever could bring its key back.
+fn check_grace(values: &mut Values, config: &Config) {
+    let (grace, window) = (config.repair.tombstone_grace_ms, config.hints.window_ms);
+    let (age, skew) = (config.repair.message_age_ms, config.clock.max_skew_ms);
+    if grace <= window + age + skew {
+        let text = format!(
+            "is {grace} ms, must be more than hints.window_ms ({window}), repair.message_age_ms ({age}) and \
+             clock.max_skew_ms ({skew}) together: else a deleted key could come back"
+        );
+        values.refuse("repair.tombstone_grace_ms", text);
+    }
+}
+
 fn check_ports(values: &mut Values, listen: &ListenConfig) {
     let all = [("listen.client", listen.client), ("listen.peer", listen.peer), ("listen.http", listen.http)];
     for (index, (key, at)) in all.iter().enumerate() {

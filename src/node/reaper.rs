@@ -1,0 +1,324 @@
+//! Collects tombstones: finds those whose grace is over, and leads the collection of the places of which this node is
+//! the first home replica (`tombstone::reap`).
+//!
+//! Each dead record has a line in an index by time (`storage::schema`), written with it. A pass goes through what is
+//! due; a line that leads to nothing any more, or to a record that is dead since another time, is deleted.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::committer::Committer;
+use super::comparisons::Refused;
+use super::coordinator::Coordinator;
+use crate::antientropy::forest::Place;
+use crate::machine::Machine as _;
+use crate::replica::stored;
+use crate::ring::layout::ClusterMap;
+use crate::ring::preflist::homes;
+use crate::rpc::proto::{self, answer, operation, refusal::Reason};
+use crate::rpc::tree_wire as wire;
+use crate::storage::{Batch, schema};
+use crate::tombstone::reap::{Effect, Event, Reap};
+use crate::types::error::Cause;
+use crate::types::ids::NodeId;
+use crate::types::limits::{REAP_INTERVAL_MAX, REAP_RECORDS};
+use crate::types::time::WallMs;
+use crate::version::codec;
+use crate::version::record::{Digest, Record};
+
+/// How long a peer may take over an answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// How long to rest after some records, and while clients are served.
+const REST: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
+
+/// A record and its digest, by storage key.
+type Doomed = (Vec<u8>, Digest);
+
+/// The records of a question about dead ones.
+pub fn records_of_wire(place: Place, dead: &proto::DeadRecords) -> Result<Vec<Doomed>, Refused> {
+    let bad = |problem: &str| (Reason::BadRequest, format!("records: {problem}"));
+    if dead.records.len() > REAP_RECORDS {
+        return Err(bad(&format!("{} of them, over the limit of {REAP_RECORDS}", dead.records.len())));
+    }
+    let prefix = schema::range_prefix(place.partition, place.keyspace);
+    let record = |record: &proto::DeadRecord| {
+        schema::split_suffix(&record.suffix)?;
+        let digest = <[u8; 16]>::try_from(&record.digest[..]).ok()?;
+        Some(([&prefix[..], &record.suffix].concat(), Digest(digest)))
+    };
+    dead.records.iter().map(record).collect::<Option<Vec<_>>>().ok_or_else(|| bad("one that can't be"))
+}
+
+/// A bit for each record that is held here exactly, and durably.
+pub async fn held(committer: &Committer, records: &[Doomed]) -> Result<Bytes, Cause> {
+    let mut holds = Vec::with_capacity(records.len());
+    for (storage_key, digest) in records {
+        let found = stored::load(committer.storage(), storage_key);
+        // One that can't be read is not held.
+        holds.push(found.is_ok_and(|found| found.is_some_and(|found| found.record.digest() == *digest)));
+    }
+    if let Some(group) = committer.unsettled_any()
+        && !committer.settled(group).await
+    {
+        return Err(Cause::Storage("a sync has failed".into()));
+    }
+    Ok(wire::mask_to_wire(records.len(), |at| holds[at]).into())
+}
+
+/// Some dead records of one place.
+struct Batched {
+    place: Place,
+    records: Vec<(Doomed, Record)>,
+}
+
+/// Collects the tombstones of a node.
+pub struct Reaper {
+    coordinator: Arc<Coordinator>,
+    map: watch::Receiver<Arc<ClusterMap>>,
+    grace: Duration,
+}
+
+impl Reaper {
+    /// For a node.
+    pub fn new(
+        coordinator: Arc<Coordinator>,
+        map: watch::Receiver<Arc<ClusterMap>>,
+        grace: Duration,
+    ) -> Reaper {
+        Reaper { coordinator, map, grace }
+    }
+
+    /// Runs passes as long as the node runs.
+    pub async fn run(self) {
+        let interval = (self.grace / 4).clamp(Duration::from_millis(50), REAP_INTERVAL_MAX);
+        loop {
+            tokio::time::sleep(interval).await;
+            let began = self.coordinator.driver.clock.mono();
+            let waiting = self.pass().await;
+            let metrics = &self.coordinator.driver.metrics.repair;
+            let all = waiting.values().sum::<usize>();
+            metrics.tombstones_waiting.set(u64::try_from(all).unwrap_or(u64::MAX));
+            // A pass that finds much and can't purge it is no reason to read it all again at once.
+            let took = Duration::from_micros(self.coordinator.driver.clock.mono().micros_since(began));
+            tokio::time::sleep(took.min(REAP_INTERVAL_MAX) * 4).await;
+        }
+    }
+
+    /// Goes through all that is due; how many wait, and for whom.
+    async fn pass(&self) -> BTreeMap<NodeId, usize> {
+        let mut waiting = BTreeMap::new();
+        let grace = u64::try_from(self.grace.as_millis()).unwrap_or(u64::MAX);
+        let due = WallMs(self.coordinator.driver.clock.wall().0.saturating_sub(grace));
+        let mut from = Some(schema::dead_key(WallMs(0), &[]));
+        while let Some(at) = from {
+            let (lines, next) = self.lines(&at, due);
+            let batches = match self.sort(lines).await {
+                Ok(batches) => batches,
+                Err(cause) => {
+                    tracing::warn!(?cause, "tombstones can't be collected now");
+                    return waiting;
+                }
+            };
+            for batch in batches {
+                let count = batch.records.len();
+                for node in self.reap(batch).await {
+                    *waiting.entry(node).or_default() += count;
+                }
+            }
+            let busy = self.coordinator.under_way.load(Ordering::Relaxed) > 0;
+            tokio::time::sleep(if busy { REST.1 } else { REST.0 }).await;
+            from = next;
+        }
+        waiting
+    }
+
+    /// Some lines of the index that are due, from here on, and where to go on.
+    fn lines(&self, from: &[u8], due: WallMs) -> (Vec<Vec<u8>>, Option<Vec<u8>>) {
+        let to = schema::dead_key(WallMs(due.0.saturating_add(1)), &[]);
+        let (mut lines, mut next) = (Vec::new(), None);
+        let storage = self.coordinator.driver.committer.storage();
+        let read = storage.scan(Bound::Included(from), Bound::Excluded(&to), false, &mut |key, _| {
+            if lines.len() == REAP_RECORDS {
+                next = Some(key.to_vec());
+                return false;
+            }
+            lines.push(key.to_vec());
+            true
+        });
+        if let Err(error) = read {
+            tracing::warn!(%error, "the index of dead records can't be read");
+            return (Vec::new(), None);
+        }
+        (lines, next)
+    }
+
+    /// The dead records of places that this node leads, by place. Lines that lead nowhere are deleted.
+    async fn sort(&self, lines: Vec<Vec<u8>>) -> Result<Vec<Batched>, Cause> {
+        let driver = &self.coordinator.driver;
+        let map = self.map.borrow().clone();
+        let mut by_place: BTreeMap<Place, Vec<(Doomed, Record)>> = BTreeMap::new();
+        let mut gone = Batch::new();
+        for line in lines {
+            let Some((since, storage_key)) = schema::split_dead_key(&line) else { continue };
+            let Some((partition, keyspace)) = schema::split_range(storage_key) else { continue };
+            let found = match stored::load(driver.committer.storage(), storage_key) {
+                Ok(found) => found,
+                // Repair comes first.
+                Err(_) => continue,
+            };
+            match found.filter(|found| found.record.dead_since() == Some(since)) {
+                None => gone.delete(line.clone()),
+                Some(found) => {
+                    let known = map.keyspace_by_id(keyspace);
+                    let lead = known.and_then(|known| homes(&map, known, partition).first().copied());
+                    if lead == Some(driver.me) {
+                        let doomed = (storage_key.to_vec(), found.record.digest());
+                        by_place
+                            .entry(Place { partition, keyspace })
+                            .or_default()
+                            .push((doomed, found.record));
+                    }
+                }
+            }
+        }
+        if !gone.is_empty() {
+            driver.committer.write(gone).await?;
+        }
+        Ok(by_place.into_iter().map(|(place, records)| Batched { place, records }).collect())
+    }
+
+    /// Leads the collection of some records; whom it waits for.
+    async fn reap(&self, batch: Batched) -> BTreeSet<NodeId> {
+        let driver = &self.coordinator.driver;
+        let map = self.map.borrow().clone();
+        let Some(keyspace) = map.keyspace_by_id(batch.place.keyspace) else { return BTreeSet::new() };
+        let others: Vec<NodeId> = homes(&map, keyspace, batch.place.partition)
+            .into_iter()
+            .filter(|node| *node != driver.me)
+            .collect();
+        let mut machine = Reap::new(batch.records.len(), others);
+        let (send, mut events) = mpsc::unbounded_channel();
+        let mut effects = Vec::new();
+        let batch = Arc::new(batch);
+        machine.step(driver.clock.mono(), Event::Start, &mut effects);
+        loop {
+            for effect in effects.drain(..) {
+                let (coordinator, batch, send) = (self.coordinator.clone(), batch.clone(), send.clone());
+                match effect {
+                    Effect::Finish { purged, waits_for } => {
+                        let purged = u64::try_from(purged).unwrap_or(0);
+                        driver.metrics.repair.tombstones_purged.inc_by(purged);
+                        return waits_for;
+                    }
+                    effect => drop(tokio::spawn(async move {
+                        let event = carry_out(&coordinator, &batch, effect).await;
+                        let _ = send.send(event);
+                    })),
+                }
+            }
+            let Some(event) = events.recv().await else { return BTreeSet::new() };
+            machine.step(driver.clock.mono(), event, &mut effects);
+            machine.check_invariants();
+        }
+    }
+}
+
+async fn carry_out(coordinator: &Arc<Coordinator>, batch: &Batched, effect: Effect) -> Event {
+    match effect {
+        Effect::Ask(node) => {
+            let dead = dead_records(batch, &(0..batch.records.len()).collect());
+            match ask(coordinator, node, batch.place, operation::Kind::HoldDead(dead)).await {
+                Some(answer::Kind::HeldDead(mask)) => {
+                    let holds = |at: &usize| mask.get(at / 8).is_some_and(|byte| byte >> (at % 8) & 1 == 1);
+                    Event::Holds(node, (0..batch.records.len()).filter(holds).collect())
+                }
+                _ => Event::Failed(node),
+            }
+        }
+        Effect::Push(node, records) => {
+            for at in records {
+                if !push(coordinator, node, &batch.records[at]).await {
+                    return Event::Failed(node);
+                }
+            }
+            Event::Taken(node)
+        }
+        Effect::Purge(node, records) => {
+            let dead = dead_records(batch, &records);
+            match ask(coordinator, node, batch.place, operation::Kind::PurgeDead(dead)).await {
+                Some(answer::Kind::PurgedDead(_)) => Event::Purged(node),
+                _ => Event::Failed(node),
+            }
+        }
+        Effect::PurgeOwn(records) => {
+            let doomed = records.iter().map(|at| batch.records[*at].0.clone()).collect();
+            match coordinator.driver.committer.purge(doomed).await {
+                Ok(purged) => Event::PurgedOwn(purged),
+                Err(_) => Event::PurgedOwn(0),
+            }
+        }
+        Effect::Finish { .. } => Event::PurgedOwn(0),
+    }
+}
+
+fn dead_records(batch: &Batched, records: &BTreeSet<usize>) -> proto::DeadRecords {
+    let prefix = schema::range_prefix(batch.place.partition, batch.place.keyspace).len();
+    let record = |at: &usize| {
+        let ((storage_key, digest), _) = &batch.records[*at];
+        proto::DeadRecord { suffix: storage_key[prefix..].to_vec().into(), digest: digest.0.to_vec().into() }
+    };
+    proto::DeadRecords {
+        partition: batch.place.partition.0.into(),
+        records: records.iter().map(record).collect(),
+    }
+}
+
+/// A peer's answer; none if there is none in time.
+async fn ask(
+    coordinator: &Coordinator,
+    node: NodeId,
+    place: Place,
+    kind: operation::Kind,
+) -> Option<answer::Kind> {
+    let until = coordinator.driver.clock.mono() + ANSWER_WITHIN.min(coordinator.driver.message_age);
+    let operation = proto::Operation {
+        keyspace_id: place.keyspace.0,
+        kind: Some(kind),
+        until_us: until.0,
+        ..proto::Operation::default()
+    };
+    send(coordinator, node, operation).await
+}
+
+async fn send(coordinator: &Coordinator, node: NodeId, operation: proto::Operation) -> Option<answer::Kind> {
+    let link = coordinator.driver.links.up(node)?;
+    let (send, receive) = oneshot::channel();
+    link.send(operation, Box::new(move |result| drop(send.send(result)))).ok()?;
+    tokio::time::timeout(ANSWER_WITHIN, receive).await.ok()?.ok()?.ok()
+}
+
+/// Sends a record to be merged; whether it was.
+async fn push(
+    coordinator: &Coordinator,
+    node: NodeId,
+    ((storage_key, _), record): &(Doomed, Record),
+) -> bool {
+    let Some((_, keyspace, key)) = schema::split_record_key(storage_key) else { return false };
+    let driver = &coordinator.driver;
+    let store = proto::Store { record: codec::encode_record(record).into(), ..proto::Store::default() };
+    let operation = proto::Operation {
+        id: 0,
+        keyspace_id: keyspace.0,
+        key: key.partition_key().clone(),
+        sort: key.sort_key().clone(),
+        kind: Some(operation::Kind::Store(store)),
+        until_us: (driver.clock.mono() + driver.message_age).0,
+    };
+    matches!(send(coordinator, node, operation).await, Some(answer::Kind::Stored(_)))
+}
