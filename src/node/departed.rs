@@ -218,7 +218,9 @@ mod tests {
         let storage: Arc<dyn Storage> = Arc::new(MemoryStorage::default());
         let maps = watch::Sender::new(Arc::new(map(5)));
         let hints = hints(&storage, &maps);
-        let (stamp, payload) = (Stamp(5), Payload::Value("v".into()));
+        // A hint is as old as what it holds.
+        let stamp = Stamp::at(SystemClock::default().wall());
+        let payload = Payload::Value("v".into());
         let record = Record::Lww(LwwVersion { stamp, node: GONE, payload, expires_at: None });
         let bytes = codec::encode_record(&record).into();
         for turn in 0..300 {

@@ -16,7 +16,7 @@ use crate::types::ids::NodeId;
 use crate::types::time::Mono;
 
 /// What can happen.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Event {
     /// Begin.
     Start,
@@ -33,7 +33,7 @@ pub enum Event {
 }
 
 /// What it asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Effect {
     /// Ask a node which of the records it holds exactly.
     Ask(NodeId),
@@ -52,7 +52,7 @@ pub enum Effect {
     },
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum State {
     /// Not asked, or asked.
     Asked,
@@ -69,7 +69,7 @@ enum State {
 }
 
 /// The machine.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Reap {
     records: usize,
     others: BTreeMap<NodeId, State>,
@@ -171,3 +171,7 @@ impl Machine for Reap {
         assert!(!purging || !self.doomed.is_empty(), "something is purged that nobody has confirmed");
     }
 }
+
+#[cfg(test)]
+#[path = "reap_model.rs"]
+mod model;
