@@ -51,6 +51,7 @@ fn record(text: &str) -> Single {
         node: NodeId(1),
         payload,
         expires_at: None,
+        request: None,
     })))
 }
 

@@ -467,6 +467,7 @@ impl Shared {
         let Incoming { storage_key, record, bytes, fresh, entry } = incoming;
         let applied = apply::apply(&*self.storage, storage_key, record, bytes, *fresh);
         let Applied { mut outcome, change, healed } = applied.map_err(|error| load_cause(&error))?;
+        let entry = entry.or_else(|| requests::entry_of(storage_key, record, self.clock.wall()));
         if let Some(entry) = entry
             && !matches!(outcome, Outcome::Superseded(_))
         {

@@ -221,7 +221,7 @@ mod tests {
         // A hint is as old as what it holds.
         let stamp = Stamp::at(SystemClock::default().wall());
         let payload = Payload::Value("v".into());
-        let record = Record::Lww(LwwVersion { stamp, node: GONE, payload, expires_at: None });
+        let record = Record::Lww(LwwVersion { stamp, node: GONE, payload, expires_at: None, request: None });
         let bytes = codec::encode_record(&record).into();
         for turn in 0..300 {
             hints.keep(GONE, &storage_key(turn, 1), &bytes);

@@ -190,7 +190,10 @@ impl Coordinator {
         (knows, outcome): (NodeId, Outcome),
     ) -> Result<WriteDone, Failure> {
         self.driver.metrics.requests_repeated.inc();
-        let mut plan = self.read_plan(named.route, named.w, named.fallbacks, named.deadline);
+        // It is a read for the session too: the token may need more than this write.
+        let need = carried.as_ref().map(Carried::need).unwrap_or_default();
+        let answers = named.w.max(need.answers.min(named.route.keyspace.n));
+        let mut plan = self.read_plan(named.route, answers, named.fallbacks, named.deadline);
         plan.candidates.retain(|node| *node != knows);
         plan.candidates.insert(0, knows);
         plan.holders = named.w;
@@ -199,6 +202,10 @@ impl Coordinator {
             (Conflicts::Lww, _) => Some(Floor::Lww(outcome.stamp, NodeId(0))),
             (Conflicts::Siblings, Some(dot)) => Some(Floor::Siblings(vec![(dot, Some(named.request.0))])),
             (Conflicts::Siblings, None) => None,
+        };
+        plan.floor = match (plan.floor, need.floor) {
+            (Some(write), Some(session)) => Some(write.and(session)),
+            (one, other) => one.or(other),
         };
         let reading = self.key_reading(named.route, named.place.clone());
         // The first attempt was stored, and what holds for it now is not known.

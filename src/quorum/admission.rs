@@ -6,7 +6,8 @@
 //!    short the service time.
 //! 2. While that is over the target, the limit falls by a fifth of what was really under way. While it is below half
 //!    the target and the limit was nearly reached, it grows by a tenth. Between the two it stays.
-//! 3. When more than half of what ended in a window took over half of its time, the limit is halved, whatever the queues
+//! 3. When more than half of what ended in a window, and more than a few, took over half of its time, the limit is
+//!    halved, whatever the queues
 //!    say: work may wait where nobody looks, as at a peer. It keeps what the window did well, so that those who came
 //!    before don't take it down with them.
 //! 4. It never leaves its bounds.
@@ -59,7 +60,7 @@ impl Limiter {
     /// Learns from a window; returns the limit for the next.
     pub fn learn(&mut self, window: Window) -> usize {
         let used = window.most_under_way.min(self.limit);
-        if window.late > window.ended / 2 {
+        if window.late > (window.ended / 2).max(REQUESTS_AT_LEAST / 2) {
             self.limit = (used / 2).max(window.well.min(used));
         } else if window.least_delay > ADMISSION_DELAY {
             self.limit = used - used / 5;
@@ -167,6 +168,9 @@ mod tests {
         let late = Window { most_under_way: 9_000, ended: 260, late: 200, well: 150, ..Window::default() };
         let limits: Vec<usize> = (0..8).map(|_| limiter.learn(late)).collect();
         assert_eq!(limits, [4_096, 2_048, 1_024, 512, 256, 150, 150, 150]);
+        // One that had a millisecond says nothing, on a quiet node (it would cut the limit to the least).
+        let mut quiet = Limiter::new(8_192);
+        assert_eq!(quiet.learn(Window { most_under_way: 1, ended: 1, late: 1, ..Window::default() }), 8_192);
         // A few that hang on a dead peer are no overload; and what has not ended says nothing.
         let some = Window { most_under_way: 150, ended: 260, late: 100, well: 160, ..Window::default() };
         assert!(limiter.learn(some) >= 150);

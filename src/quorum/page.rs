@@ -128,7 +128,13 @@ mod tests {
 
     fn record(stamp: u64) -> Arc<Record> {
         let payload = Payload::Tombstone;
-        Arc::new(Record::Lww(LwwVersion { stamp: Stamp(stamp), node: NodeId(1), payload, expires_at: None }))
+        Arc::new(Record::Lww(LwwVersion {
+            stamp: Stamp(stamp),
+            node: NodeId(1),
+            payload,
+            expires_at: None,
+            request: None,
+        }))
     }
 
     fn page(entries: &[(&str, u64)], more: bool, reverse: bool) -> Page {

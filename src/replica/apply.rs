@@ -98,8 +98,13 @@ mod tests {
 
     fn lww(stamp: u64) -> (Record, Vec<u8>) {
         let payload = Payload::Tombstone;
-        let record =
-            Record::Lww(LwwVersion { stamp: Stamp(stamp), node: NodeId(1), payload, expires_at: None });
+        let record = Record::Lww(LwwVersion {
+            stamp: Stamp(stamp),
+            node: NodeId(1),
+            payload,
+            expires_at: None,
+            request: None,
+        });
         let bytes = codec::encode_record(&record);
         (record, bytes)
     }

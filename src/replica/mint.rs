@@ -246,6 +246,7 @@ fn mint_lww(
         node: minter.node,
         payload: write.payload.clone(),
         expires_at: expires_at(now, write.ttl_ms),
+        request: write.request.map(|(id, _)| id),
     });
     Ok(finish(batch, write, None, (before, &record), (now, stamp), None))
 }

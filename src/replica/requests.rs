@@ -117,9 +117,25 @@ pub fn find(
     Ok(told.map(|outcome| (outcome, storage_key.to_vec())))
 }
 
+/// What is to be remembered of a version that came without its entry, by a hint or a repair, while a retry may come: the
+/// next write of an `lww` key leaves nothing of it.
+pub fn entry_of(storage_key: &[u8], record: &Record, now: WallMs) -> Option<Entry> {
+    let Record::Lww(version) = record else { return None };
+    let memory = u64::try_from(REQUEST_MEMORY.as_millis()).unwrap_or(u64::MAX);
+    let id = version.request.filter(|_| now.0.saturating_sub(version.stamp.wall().0) <= memory)?;
+    let print = Some(Print::of(storage_key, &version.payload));
+    Some(Entry { id, outcome: Outcome { print, stamp: version.stamp, dot: None } })
+}
+
 /// What a record tells of a request.
 fn told_by(record: &Record, id: RequestId) -> Option<Outcome> {
-    let Record::Siblings(set) = record else { return None };
+    let set = match record {
+        Record::Siblings(set) => set,
+        Record::Lww(version) => {
+            let outcome = Outcome { print: None, stamp: version.stamp, dot: None };
+            return (version.request == Some(id)).then_some(outcome);
+        }
+    };
     if let Some(sibling) = set.iter().find(|sibling| sibling.request == Some(id)) {
         return Some(Outcome { print: None, stamp: sibling.stamp, dot: Some(sibling.dot) });
     }

@@ -46,6 +46,8 @@ pub struct LwwVersion {
     pub payload: Payload,
     /// From when on it is a tombstone.
     pub expires_at: Option<WallMs>,
+    /// The client's name for the write, if it gave one: whoever is brought the version learns what it was.
+    pub request: Option<RequestId>,
 }
 
 /// One of the versions of a `siblings` record.

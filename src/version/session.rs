@@ -40,6 +40,23 @@ impl Floor {
         }
     }
 
+    /// What reaches both.
+    #[must_use]
+    pub fn and(self, other: Floor) -> Floor {
+        match (self, other) {
+            (Floor::Lww(a, by), Floor::Lww(b, other)) => {
+                let (stamp, node) = (a, by).max((b, other));
+                Floor::Lww(stamp, node)
+            }
+            (Floor::Siblings(mut mine), Floor::Siblings(theirs)) => {
+                mine.extend(theirs);
+                Floor::Siblings(mine)
+            }
+            // Of two policies: a keyspace has one.
+            (mine, _) => mine,
+        }
+    }
+
     /// Whether a record holds all of it, or what replaced it.
     pub fn is_reached_by(&self, record: &Record) -> bool {
         match (self, record) {
@@ -180,7 +197,13 @@ mod tests {
 
     fn lww(stamp: u64, node: u64) -> Record {
         let payload = Payload::Tombstone;
-        Record::Lww(LwwVersion { stamp: Stamp(stamp), node: NodeId(node), payload, expires_at: None })
+        Record::Lww(LwwVersion {
+            stamp: Stamp(stamp),
+            node: NodeId(node),
+            payload,
+            expires_at: None,
+            request: None,
+        })
     }
 
     fn dot(node: u64, counter: u64) -> Dot {

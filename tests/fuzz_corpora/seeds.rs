@@ -91,7 +91,7 @@ fn lww(stamp: u64, value: &'static str) -> Record {
     } else {
         Payload::Value(Bytes::from_static(value.as_bytes()))
     };
-    Record::Lww(LwwVersion { stamp: Stamp(stamp), node: NodeId(2), payload, expires_at: None })
+    Record::Lww(LwwVersion { stamp: Stamp(stamp), node: NodeId(2), payload, expires_at: None, request: None })
 }
 
 /// The body of a stored value.

@@ -90,7 +90,7 @@ fn order_of(record: &Record) -> Order {
 
 fn record_of((stamp, node): Order) -> Record {
     let payload = Payload::Value(Bytes::from(format!("{stamp} {node}")));
-    Record::Lww(LwwVersion { stamp, node, payload, expires_at: None })
+    Record::Lww(LwwVersion { stamp, node, payload, expires_at: None, request: None })
 }
 
 impl Node {

@@ -156,3 +156,57 @@ async fn the_command_line_repeats_under_a_request_id() {
     assert_eq!(String::from_utf8_lossy(&output.stdout).trim_end(), "between");
     cluster.check();
 }
+
+/// A hint brings a version, not its entry. Whoever it was brought to knows its name all the same, also when another
+/// write has taken its place since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_is_known_by_those_who_got_the_write_by_a_hint() {
+    let _alone = alone();
+    let mut cluster = Cluster::start(3);
+    let clients = cluster.all_clients();
+    client::wait_for_all(&clients, 3).await;
+    // As they are sent the two others die: some are with the first alone then, and in doubt.
+    let mut carried_out = Vec::new();
+    for round in 0..40_u128 {
+        let numbers = (100 * round..100 * round + 60).collect();
+        let sent = client::for_each(numbers, 60, |number| {
+            let (mut kv, put) = (kv(clients[0]), named(number, &format!("k{number}"), "first"));
+            async move { (number, kv.put(put).await) }
+        });
+        let (_, others) = cluster.nodes.split_at_mut(1);
+        let die = async {
+            tokio::time::sleep(Duration::from_millis(5 + u64::try_from(round).expect("small"))).await;
+            others.iter().for_each(|node| node.signal(Signal::KILL));
+            others.iter_mut().for_each(|node| node.kill());
+        };
+        let (results, ()) = tokio::join!(sent, die);
+        let maybe = |(number, result): (u128, Result<_, tonic::Status>)| {
+            result.is_err_and(|status| !client::surely_not_applied(&status)).then_some(number)
+        };
+        others.iter_mut().for_each(|node| node.start());
+        cluster.wait_ready();
+        client::wait_for_all(&clients, 3).await;
+        for number in results.into_iter().filter_map(maybe) {
+            let found = kv(clients[0]).get(get(format!("k{number}"))).await.expect("get").into_inner();
+            carried_out.extend(found.found.then_some(number));
+        }
+        if carried_out.len() >= 3 {
+            break;
+        }
+    }
+    assert!(!carried_out.is_empty(), "no write that was in doubt was carried out");
+    let (waited, _) = cli(&clients[..1], &["hints", "wait", "--timeout", "20s"]);
+    assert_eq!(waited.status.code(), Some(0), "{}", said(&waited));
+    for number in &carried_out {
+        kv(clients[0]).put(put(format!("k{number}"), "second")).await.expect("put");
+    }
+    cluster.nodes[0].kill();
+    client::wait_for_all(&clients[1..], 2).await;
+    for number in carried_out {
+        let key = format!("k{number}");
+        let again = named(number, &key, "first");
+        kv(clients[1 + usize::try_from(number).expect("small") % 2]).put(again).await.expect("known");
+        let found = kv(clients[1]).get(get(key)).await.expect("get").into_inner();
+        assert_eq!(values(&found), ["second"], "k{number}: the retry is applied over a later write");
+    }
+}

@@ -114,3 +114,42 @@ async fn a_session_reads_its_writes_with_one_replica_each() {
     assert_refused(&refused, Code::InvalidArgument, &["session"]);
     cluster.check();
 }
+
+/// A write that is sent again is no reason to forget what the client has seen since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repeated_write_takes_nothing_from_the_token() {
+    let _alone = alone();
+    let mut cluster = Cluster::made(3);
+    let bootstrap = cluster.bootstrap();
+    let alone = "[hints]\nwindow_ms = 0\n[repair]\ninterval_ms = 0\nread_repair = false\n";
+    cluster.nodes.iter().for_each(|node| node.configure("", &format!("{bootstrap}\n{alone}")));
+    cluster.start_all();
+    let clients = cluster.all_clients();
+    client::wait_for_all(&clients, 3).await;
+    let of = |value: &'static str, session: Bytes| proto::PutRequest {
+        request_id: Bytes::from(vec![if value == "a" { 1 } else { 2 }; 16]),
+        session: Some(session),
+        ..put("k", value)
+    };
+    let first = kv(clients[0]).put(of("a", Bytes::new())).await.expect("put").into_inner();
+    cluster.nodes[2].kill();
+    client::wait_for_all(&clients[..2], 2).await;
+    let second = kv(clients[0]).put(of("b", first.session)).await.expect("put").into_inner();
+    let again = kv(clients[1]).put(of("a", second.session)).await.expect("known").into_inner();
+    assert_eq!(again.stamp, first.stamp);
+    // The third has the first write alone, and is alone.
+    cluster.nodes[2].start();
+    cluster.nodes[2].wait_ready();
+    cluster.nodes[0].kill();
+    cluster.nodes[1].kill();
+    let one = |session| proto::GetRequest {
+        answers: Some(get_request::Answers::RLevel(proto::Level::One.into())),
+        session,
+        ..get("k")
+    };
+    let mut late = kv(clients[2]);
+    let found = late.get(one(None)).await.expect("get").into_inner();
+    assert_eq!(values(&found), ["a"]);
+    let refused = late.get(one(Some(again.session))).await.expect_err("it is behind");
+    assert_refused(&refused, Code::Unavailable, &[]);
+}

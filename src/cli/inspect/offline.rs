@@ -237,7 +237,7 @@ mod tests {
 
     fn lww(payload: Payload, expires_at: Option<u64>) -> Record {
         let expires_at = expires_at.map(WallMs);
-        Record::Lww(LwwVersion { stamp: Stamp(1), node: NodeId(1), payload, expires_at })
+        Record::Lww(LwwVersion { stamp: Stamp(1), node: NodeId(1), payload, expires_at, request: None })
     }
 
     fn sibling(counter: u64, payload: Payload) -> Sibling {

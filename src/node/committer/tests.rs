@@ -62,7 +62,7 @@ fn jobs(keyspace: u32, outcomes: &Arc<Mutex<Vec<Option<Cause>>>>) -> Vec<Job> {
         until: None,
     };
     let (stamp, node, payload) = (Stamp(5), NodeId(2), Payload::Tombstone);
-    let record = Record::Lww(LwwVersion { stamp, node, payload, expires_at: None });
+    let record = Record::Lww(LwwVersion { stamp, node, payload, expires_at: None, request: None });
     let incoming = Incoming {
         storage_key: storage_key(b"applied"),
         bytes: codec::encode_record(&record).into(),

@@ -112,7 +112,13 @@ fn any_lww() -> impl Strategy<Value = Record> {
             _ => Payload::Value(Bytes::from(format!("{stamp} of {node}"))),
         };
         let expires_at = (stamp % 2 == 0).then_some(WallMs(stamp));
-        Record::Lww(LwwVersion { stamp: Stamp(stamp), node: NodeId(node), payload, expires_at })
+        Record::Lww(LwwVersion {
+            stamp: Stamp(stamp),
+            node: NodeId(node),
+            payload,
+            expires_at,
+            request: None,
+        })
     })
 }
 
@@ -278,7 +284,13 @@ proptest! {
 #[test]
 fn expiry_begins_at_its_millisecond() {
     let payload = Payload::Value(Bytes::from_static(b"x"));
-    let v = LwwVersion { stamp: Stamp(1), node: NodeId(1), payload, expires_at: Some(WallMs(100)) };
+    let v = LwwVersion {
+        stamp: Stamp(1),
+        node: NodeId(1),
+        payload,
+        expires_at: Some(WallMs(100)),
+        request: None,
+    };
     let record = Record::Lww(v);
     assert_eq!(record.live(WallMs(99)).len(), 1);
     assert!(record.live(WallMs(100)).is_empty());
@@ -287,7 +299,13 @@ fn expiry_begins_at_its_millisecond() {
 #[test]
 fn records_of_two_policies_are_never_merged() {
     let payload = Payload::Tombstone;
-    let lww = Record::Lww(LwwVersion { stamp: Stamp(1), node: NodeId(1), payload, expires_at: None });
+    let lww = Record::Lww(LwwVersion {
+        stamp: Stamp(1),
+        node: NodeId(1),
+        payload,
+        expires_at: None,
+        request: None,
+    });
     let mut siblings = run(&[Step::Put { client: 0, at: 0, blind: true, delete: false }]).remove(0);
     let before = siblings.clone();
     let refused = siblings.merge(&lww).expect_err("two policies");

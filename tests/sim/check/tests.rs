@@ -368,6 +368,7 @@ fn g7_finds_hints_that_are_forgotten() {
             node,
             payload,
             expires_at: None,
+            request: None,
         }))
     };
     let storage_key =
