@@ -144,7 +144,6 @@ fn what_is_not_built_says_so() {
     for arguments in [
         &["cluster", "join", "n4"][..],
         &["cluster", "commit", "--version", "2", "--yes"],
-        &["repair", "--partition", "7"],
         &["transfers"],
         &["workers"],
     ] {

@@ -483,7 +483,8 @@ fn operation(operation: proto::Operation) {
                 assert!(records.iter().all(|(key, _)| schema::split_record_key(key).is_some()));
             }
         }
-        Some(Kind::Fetch(_) | Kind::Hints(_) | Kind::Ping(_)) | None => {}
+        Some(Kind::Fetch(_) | Kind::Hints(_) | Kind::Ping(_) | Kind::RunRepair(_) | Kind::Proofs(_))
+        | None => {}
     }
 }
 

@@ -63,10 +63,10 @@ impl DumpArgs {
     /// Dumps; the summary goes to stderr.
     pub async fn run(self, global: &Global) -> CliResult {
         let known = Known::ask(global).await?;
-        let info = keyspace(&global.client()?, &global.keyspace).await?;
+        let info = keyspace(&global.client()?, global.keyspace()).await?;
         let owner = Owner {
             cluster_id: known.cluster_id.clone(),
-            keyspace: global.keyspace.clone(),
+            keyspace: global.keyspace().to_owned(),
             keyspace_id: info.id,
         };
         let (mut sink, from) = match &self.file {
@@ -74,13 +74,13 @@ impl DumpArgs {
             Some(path) => self.file_sink(path, owner)?,
         };
         let request = ScanRequest {
-            keyspace: global.keyspace.clone(),
+            keyspace: global.keyspace().to_owned(),
             cursor: output::parse_base64("cursor", &from.cursor)?.into(),
             answers: self.r.map(scan_level),
             ..Default::default()
         };
         let pages = Pages::new(global, &known, request, self.page_timeout)?;
-        write_all(&mut sink, pages, from, &global.keyspace).await?;
+        write_all(&mut sink, pages, from, global.keyspace()).await?;
         sink.close()?;
         Ok(Exit::Done)
     }

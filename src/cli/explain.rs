@@ -37,7 +37,7 @@ impl ExplainArgs {
 
 /// Asks one node, which asks the replicas.
 pub async fn ask(global: &Global, key: &Key) -> Result<proto::ExplainResponse, CliError> {
-    let (keyspace, sort) = (global.keyspace.clone(), key.sort_key().clone());
+    let (keyspace, sort) = (global.keyspace().to_owned(), key.sort_key().clone());
     let request = proto::ExplainRequest { keyspace, key: key.partition_key().clone(), sort };
     let client = global.client()?;
     let ask = |mut cluster: Cluster| {

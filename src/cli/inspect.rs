@@ -132,7 +132,7 @@ impl RecordArgs {
             return Ok(exit_of(&answer));
         };
         let offline = Offline::open(path)?;
-        let place = offline.place(&global.keyspace, &key)?;
+        let place = offline.place(global.keyspace(), &key)?;
         let found = offline.found(&place, &key)?;
         let now = SystemClock::default().wall();
         let view = record::View { offline: &offline, place: &place, key: &key, found: found.as_ref(), now };

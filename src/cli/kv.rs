@@ -200,9 +200,9 @@ impl PutArgs {
         }
         let value = self.value()?;
         let client = global.client()?;
-        let context = self.write.context(&client, &global.keyspace, &key).await?;
+        let context = self.write.context(&client, global.keyspace(), &key).await?;
         let request = proto::PutRequest {
-            keyspace: global.keyspace.clone(),
+            keyspace: global.keyspace().to_owned(),
             key: key.partition_key().clone(),
             sort: key.sort_key().clone(),
             value,
@@ -231,9 +231,9 @@ impl DelArgs {
     pub async fn run(self, global: &Global) -> CliResult {
         let key = self.key.parse()?;
         let client = global.client()?;
-        let context = self.write.context(&client, &global.keyspace, &key).await?;
+        let context = self.write.context(&client, global.keyspace(), &key).await?;
         let request = proto::DeleteRequest {
-            keyspace: global.keyspace.clone(),
+            keyspace: global.keyspace().to_owned(),
             key: key.partition_key().clone(),
             sort: key.sort_key().clone(),
             context,
@@ -261,7 +261,7 @@ impl GetArgs {
         let key = self.key.parse()?;
         let client = global.client()?;
         let request = proto::GetRequest {
-            keyspace: global.keyspace.clone(),
+            keyspace: global.keyspace().to_owned(),
             key: key.partition_key().clone(),
             sort: key.sort_key().clone(),
             answers: self.r.map(read_level),

@@ -122,10 +122,10 @@ impl LoadArgs {
             std::fs::metadata(&self.file).ok().filter(|m| m.is_file() && !self.piped()).map(|m| m.len());
         let file = self.open()?;
         let known = Known::ask(global).await?;
-        let info = keyspace(&global.client()?, &global.keyspace).await?;
+        let info = keyspace(&global.client()?, global.keyspace()).await?;
         let owner = Owner {
             cluster_id: known.cluster_id.clone(),
-            keyspace: global.keyspace.clone(),
+            keyspace: global.keyspace().to_owned(),
             keyspace_id: info.id,
         };
         let checkpoint = size.map(|_| Checkpoint::of(&self.file, owner));

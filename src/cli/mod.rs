@@ -24,6 +24,7 @@ pub mod output;
 pub mod pages;
 pub mod progress;
 pub mod reader;
+pub mod repair;
 pub mod request;
 pub mod rows;
 pub mod scan;
@@ -40,6 +41,7 @@ use clap::{Args, Parser, Subcommand};
 
 use self::client::Client;
 use self::output::{CliError, CliResult, Output};
+use crate::rpc::convert::DEFAULT_KEYSPACE;
 use crate::types::limits::TIMEOUT_DEFAULT;
 
 /// A leaderless quorum key-value database.
@@ -65,9 +67,9 @@ pub struct Global {
     #[arg(long, global = true, help_heading = HEADING, env = "QUORAL_ENDPOINTS", default_value = "127.0.0.1:7400")]
     #[arg(value_delimiter = ',', value_name = "HOST:PORT,…", hide_env_values = true)]
     pub endpoints: Vec<String>,
-    /// Keyspace of the keys.
-    #[arg(long, global = true, help_heading = HEADING, env = "QUORAL_KEYSPACE", default_value = "default", value_name = "NAME")]
-    pub keyspace: String,
+    /// Keyspace of the keys. [default: default]
+    #[arg(long, global = true, help_heading = HEADING, env = "QUORAL_KEYSPACE", value_name = "NAME")]
+    pub keyspace: Option<String>,
     /// Longest time that a request may take, such as 500ms, 5s or 1m. [default: 5s]
     #[arg(long, global = true, help_heading = HEADING, env = "QUORAL_TIMEOUT", value_parser = parse_duration)]
     #[arg(value_name = "TIME")]
@@ -84,6 +86,11 @@ impl Global {
             return Err(CliError::usage("--timeout: is 0, must be at least 1ms"));
         }
         Client::connect(&self.endpoints, self.timeout())
+    }
+
+    /// The keyspace of the keys.
+    pub fn keyspace(&self) -> &str {
+        self.keyspace.as_deref().unwrap_or(DEFAULT_KEYSPACE)
     }
 
     /// Longest time that a request may take.
@@ -121,11 +128,10 @@ enum Verb {
     Inspect(inspect::InspectVerb),
     #[command(subcommand)]
     Hints(hints::HintsVerb),
+    Repair(repair::RepairArgs),
     // Named in the contract, not built yet.
     #[command(hide = true)]
     Cluster(Unbuilt),
-    #[command(hide = true)]
-    Repair(Unbuilt),
     #[command(hide = true)]
     Transfers(Unbuilt),
     #[command(hide = true)]
@@ -197,8 +203,8 @@ impl Verb {
             Verb::Status(args) => block_on(args.run(global)),
             Verb::Inspect(verb) => verb.run(global),
             Verb::Hints(verb) => block_on(verb.run(global)),
+            Verb::Repair(args) => block_on(args.run(global)),
             Verb::Cluster(args) => args.run("cluster"),
-            Verb::Repair(args) => args.run("repair"),
             Verb::Transfers(args) => args.run("transfers"),
             Verb::Workers(args) => args.run("workers"),
         }

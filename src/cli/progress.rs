@@ -1,4 +1,4 @@
-//! How far `load` and `dump` are: a bar on a terminal, else a plain line now and then; always on stderr.
+//! How far `load`, `dump` and `repair` are: a bar on a terminal, else a plain line now and then; always on stderr.
 
 use std::time::Duration;
 
@@ -41,19 +41,34 @@ impl Progress {
         Progress { verb, bar, started: now, shown: now, shown_rows: 0, rate: None, from }
     }
 
-    /// Tells of `rows` done since it began, and of the share of the whole that is done, if that is known.
-    pub fn update(&mut self, rows: u64, share: Option<f64>) {
+    /// The time, and that since the last line, if it is time for another.
+    fn due(&self) -> Option<(Instant, Duration)> {
         let every = if self.bar.is_hidden() { PLAIN_EVERY } else { BAR_EVERY };
         let now = Instant::now();
         let passed = now.duration_since(self.shown);
-        if passed < every {
-            return;
-        }
+        (passed >= every).then_some((now, passed))
+    }
+
+    /// Tells of `rows` done since it began, and of the share of the whole that is done, if that is known.
+    pub fn update(&mut self, rows: u64, share: Option<f64>) {
+        let Some((now, passed)) = self.due() else { return };
         let rate = rows.saturating_sub(self.shown_rows) as f64 / passed.as_secs_f64();
         let rate = self.rate.map_or(rate, |old| old + (rate - old) * SMOOTHING);
         (self.shown, self.shown_rows, self.rate) = (now, rows, Some(rate));
+        let what = format!("{} rows, {} rows/s", thousands(rows), thousands(rate as u64));
+        self.show(now, &what, share);
+    }
+
+    /// Tells of what is done in its own words, and of the share of the whole.
+    pub fn tell(&mut self, what: &str, share: Option<f64>) {
+        let Some((now, _)) = self.due() else { return };
+        self.shown = now;
+        self.show(now, what, share);
+    }
+
+    fn show(&self, now: Instant, what: &str, share: Option<f64>) {
         let left = share.and_then(|share| time_left(now.duration_since(self.started), self.from, share));
-        let text = line(rows, rate, share, left);
+        let text = line(what, share, left);
         if self.bar.is_hidden() {
             note(format!("{}: {text}", self.verb));
             return;
@@ -67,6 +82,11 @@ impl Progress {
     /// A line on stderr that does not break the bar.
     pub fn note(&self, text: &str) {
         self.bar.suspend(|| note(text));
+    }
+
+    /// Takes the bar away.
+    pub fn clear(&self) {
+        self.bar.finish_and_clear();
     }
 
     /// Takes the bar away and prints the last line; returns the time taken.
@@ -85,8 +105,8 @@ impl Progress {
     }
 }
 
-fn line(rows: u64, rate: f64, share: Option<f64>, left: Option<Duration>) -> String {
-    let mut text = format!("{} rows, {} rows/s", thousands(rows), thousands(rate as u64));
+fn line(what: &str, share: Option<f64>, left: Option<Duration>) -> String {
+    let mut text = what.to_owned();
     if let Some(share) = share {
         text = format!("{:.0}%, {text}", share.clamp(0.0, 1.0) * 100.0);
     }
@@ -130,11 +150,11 @@ mod tests {
     #[test]
     fn lines_say_rows_rate_and_time_left() {
         assert!(ProgressStyle::with_template("{bar:30} {msg}").is_ok());
-        assert_eq!(line(1_234_567, 999.9, None, None), "1,234,567 rows, 999 rows/s");
+        assert_eq!(line("7 rows", None, None), "7 rows");
         let left = time_left(Duration::from_secs(10), 0.5, 0.75);
         assert_eq!(left, Some(Duration::from_secs(10)), "a quarter took 10 s, a quarter is left");
-        assert_eq!(line(5, 1_000.0, Some(0.75), left), "75%, 5 rows, 1,000 rows/s, 10 s left");
-        assert!(line(5, 1.0, Some(0.5), Some(Duration::from_secs(3_725))).ends_with("1 h 2 min left"));
+        assert_eq!(line("5 rows", Some(0.75), left), "75%, 5 rows, 10 s left");
+        assert!(line("5 rows", Some(0.5), Some(Duration::from_secs(3_725))).ends_with("1 h 2 min left"));
         assert_eq!(time_left(Duration::from_secs(1), 0.5, 0.5), None);
     }
 }

@@ -85,7 +85,7 @@ impl ScanArgs {
         }
         let cursor = self.cursor.as_deref().map(|text| output::parse_base64("cursor", text));
         Ok(proto::ScanRequest {
-            keyspace: global.keyspace.clone(),
+            keyspace: global.keyspace().to_owned(),
             key,
             prefix: part("prefix", &self.prefix, limits::SORT_KEY_BYTES)?,
             start: part("start", &self.start, limits::SORT_KEY_BYTES)?,

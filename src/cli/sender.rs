@@ -62,7 +62,7 @@ impl Sender {
         let client = client::routed(endpoints, global.timeout())?;
         Ok(Sender {
             pipeline: client.pipeline(),
-            keyspace: client.keyspace(&global.keyspace),
+            keyspace: client.keyspace(global.keyspace()),
             siblings,
             w,
             timeout: global.timeout(),

@@ -9,13 +9,20 @@ use super::Global;
 use super::hints::refused_line;
 use super::output::{self, CliResult, Exit, Op};
 use crate::rpc::proto;
+use crate::types::time::WallMs;
 
-/// Shows nodes, liveness, zones, layout version, ownership and disk.
+/// Shows nodes, liveness, zones, layout version, ownership, disk, hints, and how old the oldest proof is that replicas
+/// are equal.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   quoral status
+  quoral status --partitions
   quoral status --endpoints 127.0.0.1:7410 -o json")]
-pub struct StatusArgs {}
+pub struct StatusArgs {
+    /// Shows of each partition when all its replicas were last proved equal.
+    #[arg(long)]
+    partitions: bool,
+}
 
 impl StatusArgs {
     /// Asks one node and prints what it says.
@@ -28,7 +35,9 @@ impl StatusArgs {
             )
             .await?;
         if global.json() {
-            output::print_json(&to_json(&status))?;
+            output::print_json(&to_json(&status, self.partitions))?;
+        } else if self.partitions {
+            output::print(partitions_text(&status))?;
         } else {
             output::print(to_text(&status))?;
         }
@@ -36,7 +45,34 @@ impl StatusArgs {
     }
 }
 
-fn to_json(status: &proto::StatusResponse) -> Value {
+/// When something was proved; none if it never was, or there is nothing to prove.
+fn proved(at_ms: u64) -> Option<u64> {
+    (at_ms > 1).then_some(at_ms)
+}
+
+/// The same for people, as an age.
+fn proved_text(at_ms: u64, now_ms: u64) -> String {
+    match at_ms {
+        0 => "-".into(),
+        1 => "never".into(),
+        at_ms => match now_ms.saturating_sub(at_ms) / 1_000 {
+            seconds @ 0..600 => format!("{seconds} s"),
+            seconds @ 600..36_000 => format!("{} min", seconds / 60),
+            seconds => format!("{} h", seconds / 3_600),
+        },
+    }
+}
+
+fn partitions_text(status: &proto::StatusResponse) -> String {
+    let row = |(partition, at_ms): (usize, &u64)| {
+        let at = proved(*at_ms).map_or_else(|| "-".into(), |at_ms| WallMs(at_ms).utc());
+        vec![partition.to_string(), at, proved_text(*at_ms, status.now_ms)]
+    };
+    let rows: Vec<Vec<String>> = status.proved_ms.iter().enumerate().map(row).collect();
+    output::table(&["PARTITION", "PROVED EQUAL", "AGO"], &rows)
+}
+
+fn to_json(status: &proto::StatusResponse, with_partitions: bool) -> Value {
     let node = |node: &proto::NodeStatus| {
         json!({
             "node_id": node.node_id,
@@ -54,16 +90,22 @@ fn to_json(status: &proto::StatusResponse) -> Value {
             "disk_bytes": node.disk_bytes,
             "durability": node.durability,
             "map_version": node.map_version,
+            "proved_ms": proved(node.proved_ms),
         })
     };
-    json!({
+    let mut all = json!({
         "cluster_id": status.cluster_id,
         "layout_version": status.layout_version,
         "map_version": status.map_version,
         "partitions": status.partitions,
         "answered_by": status.answered_by,
         "nodes": status.nodes.iter().map(node).collect::<Vec<_>>(),
-    })
+    });
+    if with_partitions {
+        let partitions = status.proved_ms.iter().map(|at_ms| proved(*at_ms));
+        all["partitions_proved_ms"] = partitions.collect();
+    }
+    all
 }
 
 fn to_text(status: &proto::StatusResponse) -> String {
@@ -84,11 +126,24 @@ fn to_text(status: &proto::StatusResponse) -> String {
                 show_size(node.disk_bytes),
                 or_dash(&node.durability),
                 node.map_version.to_string(),
+                proved_text(node.proved_ms, status.now_ms),
             ]
         })
         .collect();
-    let head =
-        ["NODE", "NAME", "PEERS", "CLIENTS", "ZONE", "STATE", "OWNS", "HINTS", "DISK", "DURABILITY", "MAP"];
+    let head = [
+        "NODE",
+        "NAME",
+        "PEERS",
+        "CLIENTS",
+        "ZONE",
+        "STATE",
+        "OWNS",
+        "HINTS",
+        "DISK",
+        "DURABILITY",
+        "MAP",
+        "PROVED",
+    ];
     let progress: String = status.nodes.iter().map(progress).collect();
     format!(
         "cluster {}: layout version {}, map version {}, {} partitions; as {} sees it\n{}{progress}",
@@ -146,6 +201,8 @@ mod tests {
             map_version: 2,
             partitions: 256,
             answered_by: "00000000000000a1".into(),
+            proved_ms: vec![0, 1, 90_000],
+            now_ms: 100_000,
             nodes: vec![proto::NodeStatus {
                 node_id: "00000000000000a1".into(),
                 name: "n1".into(),
@@ -155,10 +212,13 @@ mod tests {
                 ownership: 0.25,
                 hints: 3,
                 disk_bytes: 1_536,
+                proved_ms: 90_000,
                 ..proto::NodeStatus::default()
             }],
         };
-        let json = to_json(&status);
+        let json = to_json(&status, true);
+        assert_eq!(json["partitions_proved_ms"], json!([null, null, 90_000]));
+        assert!(to_json(&status, false).get("partitions_proved_ms").is_none());
         assert_eq!((&json["cluster_id"], &json["layout_version"]), (&json!("c"), &json!(1)));
         let node = &json["nodes"][0];
         for (key, value) in [
@@ -170,11 +230,14 @@ mod tests {
             ("ownership", json!(0.25)),
             ("hints", json!(3)),
             ("disk_bytes", json!(1_536)),
+            ("proved_ms", json!(90_000)),
         ] {
             assert_eq!(node[key], value, "{key}");
         }
         let text = to_text(&status);
-        assert!(text.contains("25.0%") && text.contains("1.5 KiB"), "{text}");
+        assert!(text.contains("25.0%") && text.contains("1.5 KiB") && text.contains("10 s"), "{text}");
+        let text = partitions_text(&status);
+        assert!(text.contains("never") && text.contains("1970-01-01") && text.contains("10 s"), "{text}");
     }
 
     #[test]

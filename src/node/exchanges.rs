@@ -6,12 +6,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use prost::Message as _;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::committer::{Incoming, Job, summary_of};
 use super::comparisons::apart;
 use super::coordinator::Coordinator;
 use super::env::CommitMode;
+use super::repair_runs::Progress;
 use crate::antientropy::exchange::{
     Effect, Event, Exchange, LIST_ALL, LIST_MAX, Resolved, SETTLE, children_of, kept_children, resolve,
 };
@@ -56,17 +57,6 @@ pub enum Broken {
     Storage(String),
 }
 
-/// What an exchange did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Done {
-    /// Records that came and were new here.
-    pub received: u64,
-    /// Records that were sent.
-    pub sent: u64,
-    /// Records left out since they are too new.
-    pub too_new: u64,
-}
-
 type Answer = oneshot::Receiver<Result<answer::Kind, Lost>>;
 
 async fn answered(answer: Answer) -> Result<answer::Kind, Broken> {
@@ -84,6 +74,8 @@ pub struct Talk<'a> {
     pub peer: NodeId,
     /// Bytes of messages a second at the most.
     pub rate: u64,
+    /// Where it is counted.
+    pub progress: &'a watch::Sender<Progress>,
 }
 
 impl Talk<'_> {
@@ -129,9 +121,9 @@ impl Talk<'_> {
         tokio::time::sleep(by_rate.max(by_load)).await;
     }
 
-    /// Makes a place equal on both sides, but for what is written meanwhile.
-    pub async fn exchange(&self, place: Place, conflicts: Conflicts, items: u64) -> Result<Done, Broken> {
-        let (mut machine, mut effects, mut done) = (Exchange::new(), Vec::new(), Done::default());
+    /// Makes a place equal on both sides, but for what is written meanwhile, and for records that are too new: so many.
+    pub async fn exchange(&self, place: Place, conflicts: Conflicts, items: u64) -> Result<u64, Broken> {
+        let (mut machine, mut effects, mut too_new) = (Exchange::new(), Vec::new(), 0);
         let mut failure = None;
         let mut event = Event::Start(items);
         loop {
@@ -139,8 +131,8 @@ impl Talk<'_> {
             let Some(effect) = effects.pop() else { return Err(Broken::Nonsense("machine")) };
             let answered = match effect {
                 Effect::Compare(nodes) => self.compare(place, nodes).await.map(Event::Differ),
-                Effect::List(nodes) => self.list(place, conflicts, nodes, &mut done).await,
-                Effect::Finish { .. } => return failure.map_or(Ok(done), Err),
+                Effect::List(nodes) => self.list(place, conflicts, nodes, &mut too_new).await,
+                Effect::Finish { .. } => return failure.map_or(Ok(too_new), Err),
             };
             event = answered.unwrap_or_else(|broken| {
                 failure = Some(broken);
@@ -177,7 +169,7 @@ impl Talk<'_> {
         place: Place,
         conflicts: Conflicts,
         nodes: Vec<Node>,
-        done: &mut Done,
+        too_new: &mut u64,
     ) -> Result<Event, Broken> {
         let lists = self.own_lists(place, nodes).await?;
         if lists.is_empty() {
@@ -196,8 +188,8 @@ impl Talk<'_> {
         for ((node, own), told) in lists.iter().zip(&answer.lists) {
             let compared = wire::list_of_wire(told).ok_or(Broken::Nonsense("items"))?;
             let resolved = resolve(conflicts, own, &compared, settled);
-            done.too_new += u64::try_from(resolved.too_new).unwrap_or(0);
-            let (got, given) = self.carry_out(place, *node, &resolved, done).await?;
+            *too_new += u64::try_from(resolved.too_new).unwrap_or(0);
+            let (got, given) = self.carry_out(place, *node, &resolved).await?;
             received += got;
             sent += given;
             if !compared.whole {
@@ -229,13 +221,7 @@ impl Talk<'_> {
         lists.map_err(|error: crate::storage::StorageError| Broken::Storage(error.to_string()))
     }
 
-    async fn carry_out(
-        &self,
-        place: Place,
-        node: Node,
-        resolved: &Resolved,
-        done: &mut Done,
-    ) -> Result<(u64, u64), Broken> {
+    async fn carry_out(&self, place: Place, node: Node, resolved: &Resolved) -> Result<(u64, u64), Broken> {
         let mut got = BTreeMap::new();
         let mut wanted = resolved.fetch.clone();
         while !wanted.is_empty() {
@@ -249,7 +235,7 @@ impl Talk<'_> {
             let answer::Kind::Records(page) = answer else { return Err(Broken::Nonsense("records")) };
             for entry in page.entries {
                 let (key, item, digest, is_new) = self.take(place, entry, until).await?;
-                done.received += u64::from(is_new);
+                self.count(is_new);
                 wanted.retain(|print| *print != item);
                 got.insert(key, digest);
             }
@@ -264,8 +250,15 @@ impl Talk<'_> {
             self.give(keys).await?;
         }
         let given = u64::try_from(send.len()).unwrap_or(0);
-        done.sent += given;
         Ok((u64::try_from(got.len()).unwrap_or(0), given))
+    }
+
+    /// Counts a record that travelled.
+    fn count(&self, is_new: bool) {
+        self.progress.send_modify(|p| {
+            p.sent += 1;
+            p.healed += u64::from(is_new);
+        });
     }
 
     /// Whether the own record holds more than what was fetched.
@@ -348,7 +341,10 @@ impl Talk<'_> {
         }
         for answer in answers {
             match answered(answer).await? {
-                answer::Kind::Stored(_) => driver.metrics.repair.sent.inc(),
+                answer::Kind::Stored(is_new) => {
+                    self.count(is_new);
+                    driver.metrics.repair.sent.inc()
+                }
                 answer::Kind::Refused(refusal) => return Err(Broken::Refused(refusal.message)),
                 _ => return Err(Broken::Nonsense("store")),
             };

@@ -3,7 +3,7 @@
 //! [`startup`] opens a data directory and joins a cluster; [`server`] holds what runs. A client's request
 //! comes through [`service`] to the [`coordinator`], whose machines are fed by [`drive`]; what is written goes
 //! through the [`committer`], what is sent through [`links`]. [`peers`] is the other side of a link. The [`sweeper`]
-//! deletes what dropped keyspaces have left, and `trees`, `repairs` and `exchanges` make replicas equal.
+//! deletes what dropped keyspaces have left; `trees`, `repairs` and `exchanges` make replicas equal, and `repair_calls` at once.
 
 pub mod batch;
 pub mod committer;
@@ -25,8 +25,11 @@ pub mod links;
 pub mod maps;
 mod overload;
 pub mod peers;
+mod proofs;
 pub mod readings;
 pub mod reaper;
+mod repair_calls;
+mod repair_runs;
 mod repairs;
 mod retries;
 pub mod scans;

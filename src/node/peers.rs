@@ -31,6 +31,7 @@ use super::links::{Links, Me};
 use super::maps::Maps;
 use super::readings::page_of_wire;
 use super::reaper;
+use super::repairs::Repairs;
 use crate::replica::apply::Outcome;
 use crate::replica::fetch::{self, Fetched};
 use crate::replica::requests::{self, Entry};
@@ -71,6 +72,8 @@ pub struct Peers {
     pub links: Arc<Links>,
     /// Who has said hello, and is it still there.
     pub(super) admitted: Mutex<BTreeMap<NodeId, Admitted>>,
+    /// Anti-entropy.
+    pub repairs: Arc<Repairs>,
     /// Whether this node is admitted itself.
     is_admitted: Arc<AtomicBool>,
     /// One hello at a time: what is remembered of a disk is read and written together.
@@ -103,9 +106,11 @@ impl Peers {
         coordinator: Arc<Coordinator>,
         maps: Arc<Maps>,
         links: Arc<Links>,
+        repairs: Arc<Repairs>,
         is_admitted: Arc<AtomicBool>,
     ) -> Peers {
         Peers {
+            repairs,
             is_admitted,
             me,
             coordinator,
@@ -162,10 +167,11 @@ impl Peers {
         let done = move |result| match result {
             Ok(Outcome::Superseded(stamp)) => reply.send(answer::Kind::Superseded(stamp.0)),
             Ok(outcome) => {
-                if let Some(metrics) = counted {
-                    metrics.repair.count_received(matches!(outcome, Outcome::Changed(_)));
+                let is_new = matches!(outcome, Outcome::Changed(_));
+                if let Some(metrics) = &counted {
+                    metrics.repair.count_received(is_new);
                 }
-                reply.send(answer::Kind::Stored(true));
+                reply.send(answer::Kind::Stored(is_new || counted.is_none()));
             }
             Err(Cause::Overloaded(_)) => reply.refuse(Reason::Overloaded, "the commit queue is full"),
             Err(Cause::UnknownKeyspace(which)) => {
@@ -524,6 +530,15 @@ impl PeerHandler for Peers {
                 Ok(kept) => reply.send(answer::Kind::Hints(kept_to_wire(kept))),
                 Err(error) => reply.refuse(Reason::Storage, error.to_string()),
             },
+            Some(operation::Kind::RunRepair(run)) => match self.repairs.answer_run(&run) {
+                Ok(progress) => reply.send(answer::Kind::Repair(progress)),
+                Err((reason, message)) => reply.refuse(reason, message),
+            },
+            Some(operation::Kind::Proofs(_)) => {
+                let proved = self.repairs.proofs(&self.maps.current());
+                let proved_ms = proved.into_iter().map(|at| at.0).collect();
+                reply.send(answer::Kind::Proofs(proto::Proofs { proved_ms }));
+            }
             Some(operation::Kind::Ping(_)) => reply.send(answer::Kind::Pong(true)),
             Some(
                 question @ (operation::Kind::CompareRoots(_)

@@ -2,20 +2,23 @@
 //!
 //! Of each pair of nodes the one with the lower id begins. In a pass with a peer it compares the roots of all trees
 //! that both have, many to a message, and runs an exchange for each that differs. One exchange at a time, so a
-//! node's share of the work is bounded; a pass that breaks off begins anew with the next, which finds equal what was
-//! made equal, at the cost of its root.
+//! node's share of the work is bounded. One that fails does not keep the others from being tried; a pass that breaks off,
+//! since the peer is silent, begins anew with the next, which finds equal what was made equal, at the cost of its root.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use super::config::RepairConfig;
 use super::coordinator::Coordinator;
-use super::env::CommitMode;
-use super::exchanges::{Broken, Done, Talk};
+use super::env::Env;
+use super::exchanges::{Broken, Talk};
+use super::proofs::{ALONE, Proofs};
+use super::repair_runs::{Progress, Run};
 use crate::antientropy::forest::Place;
+use crate::antientropy::tree::Sum;
 use crate::ring::layout::ClusterMap;
 use crate::ring::preflist::homes;
 use crate::rpc::proto::{self, answer, operation, root_verdict::Verdict};
@@ -37,50 +40,33 @@ pub struct Selection {
     pub partition: Option<PartitionId>,
 }
 
-/// How far a run is.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Progress {
-    /// Comparisons of one tree with one peer: all, and done.
-    pub trees: u64,
-    /// Of those, done.
-    pub done: u64,
-    /// Of those, found equal at once.
-    pub equal: u64,
-    /// Records in the trees that were compared.
-    pub records: u64,
-    /// Records that came, and were new.
-    pub received: u64,
-    /// Records that were sent.
-    pub sent: u64,
-    /// Records left out since they were written a moment before.
-    pub too_new: u64,
-    /// What did not work, by peer.
-    pub problems: BTreeMap<NodeId, String>,
-    /// Whether it has ended.
-    pub over: bool,
-}
-
 /// Anti-entropy of a node.
 pub struct Repairs {
-    coordinator: Arc<Coordinator>,
-    map: watch::Receiver<Arc<ClusterMap>>,
-    mode: CommitMode,
+    pub(super) coordinator: Arc<Coordinator>,
+    pub(super) map: watch::Receiver<Arc<ClusterMap>>,
+    pub(super) env: Env,
     config: RepairConfig,
-    /// When this node and a peer were last known to agree on a tree.
-    proved: Mutex<BTreeMap<(NodeId, Place), WallMs>>,
+    proofs: Proofs,
+    /// Runs that an operator asked for, by their ids.
+    pub(super) runs: Mutex<BTreeMap<u64, Run>>,
     /// One pass at a time.
     pass: tokio::sync::Mutex<()>,
 }
 
 /// A tree that two nodes have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Shared {
-    place: Place,
-    conflicts: Conflicts,
+pub struct Shared {
+    /// Which.
+    pub place: Place,
+    /// Its keyspace's policy.
+    pub conflicts: Conflicts,
+    /// Whether an exchange was whole already, but for records that were too new.
+    is_counted: bool,
 }
 
-/// The trees that both nodes have, by a map.
-fn shared(map: &ClusterMap, me: NodeId, peer: NodeId, selection: Selection) -> Vec<Shared> {
+/// The trees that both nodes have, by a map. Each node begins at another one, so that several which do this at a time don't
+/// bring one record to one replica.
+pub fn shared(map: &ClusterMap, me: NodeId, peer: NodeId, selection: Selection) -> Vec<Shared> {
     let mut all = Vec::new();
     let wanted = |keyspace: &KeyspaceId| selection.keyspace.is_none_or(|only| only == *keyspace);
     for keyspace in map.keyspaces.iter().filter(|keyspace| wanted(&keyspace.id)) {
@@ -91,10 +77,14 @@ fn shared(map: &ClusterMap, me: NodeId, peer: NodeId, selection: Selection) -> V
             let homes = homes(map, keyspace, partition);
             if homes.contains(&me) && homes.contains(&peer) {
                 let place = Place { partition, keyspace: keyspace.id };
-                all.push(Shared { place, conflicts: keyspace.conflicts });
+                all.push(Shared { place, conflicts: keyspace.conflicts, is_counted: false });
             }
         }
     }
+    let members = &map.layout.members;
+    let before = members.iter().filter(|member| member.id < me).count();
+    let begin = all.len() * before / members.len().max(1);
+    all.rotate_left(begin);
     all
 }
 
@@ -103,15 +93,16 @@ impl Repairs {
     pub fn new(
         coordinator: Arc<Coordinator>,
         map: watch::Receiver<Arc<ClusterMap>>,
-        mode: CommitMode,
+        env: Env,
         config: RepairConfig,
     ) -> Repairs {
         Repairs {
             coordinator,
             map,
-            mode,
+            env,
             config,
-            proved: Mutex::default(),
+            proofs: Proofs::default(),
+            runs: Mutex::default(),
             pass: tokio::sync::Mutex::default(),
         }
     }
@@ -130,8 +121,8 @@ impl Repairs {
             for peer in map.layout.members.iter().map(|member| member.id).filter(|id| *id > me) {
                 let is_due = due.get(&peer).is_none_or(|due| clock.mono() >= *due);
                 if is_due && self.coordinator.driver.links.up(peer).is_some() {
-                    let mut progress = Progress::default();
-                    self.pass(peer, Selection::default(), &mut progress).await;
+                    let all = shared(&map, me, peer, Selection::default());
+                    self.pass(peer, all, &watch::Sender::new(Progress::default())).await;
                     self.show_age(&map);
                     due.insert(peer, clock.mono() + Duration::from_millis(self.config.interval_ms));
                 }
@@ -139,95 +130,127 @@ impl Repairs {
         }
     }
 
-    /// Compares everything selected with a peer, and makes it equal.
-    async fn pass(&self, peer: NodeId, selection: Selection, progress: &mut Progress) {
+    /// Compares trees with a peer, and makes them equal. Returns those that are to be compared again.
+    pub(super) async fn pass(
+        &self,
+        peer: NodeId,
+        all: Vec<Shared>,
+        progress: &watch::Sender<Progress>,
+    ) -> Vec<Shared> {
         let _one = self.pass.lock().await;
-        let map = self.map.borrow().clone();
-        let all = shared(&map, self.coordinator.driver.me, peer, selection);
-        let talk =
-            Talk { coordinator: &self.coordinator, mode: self.mode, peer, rate: self.config.rate_bytes };
-        progress.trees += u64::try_from(all.len()).unwrap_or(0);
-        for some in all.chunks(EXCHANGE_ROOTS) {
-            if let Err(broken) = self.compare(&talk, some, progress).await {
-                self.coordinator.driver.metrics.repair.broken.inc();
-                tracing::debug!(%peer, %broken, "a pass of anti-entropy broke off");
-                progress.problems.insert(peer, broken.to_string());
-                return;
+        let repair = &self.coordinator.driver.metrics.repair;
+        let (mode, rate) = (self.env.commit, self.config.rate_bytes);
+        let talk = Talk { coordinator: &self.coordinator, mode, peer, rate, progress };
+        let mut undone = Vec::new();
+        let mut chunks = all.chunks(EXCHANGE_ROOTS);
+        for some in chunks.by_ref() {
+            let mut left: BTreeMap<Place, Shared> = some.iter().map(|one| (one.place, *one)).collect();
+            let bytes = repair.bytes.get();
+            let compared = self.compare(&talk, &mut left).await;
+            progress.send_modify(|p| p.bytes += repair.bytes.get() - bytes);
+            undone.extend(left.into_values());
+            if let Err(broken) = compared {
+                self.note_broken(&talk, &broken);
+                break;
             }
         }
+        undone.extend(chunks.flatten());
+        undone
     }
 
-    async fn compare(&self, talk: &Talk<'_>, some: &[Shared], progress: &mut Progress) -> Result<(), Broken> {
+    fn note_broken(&self, talk: &Talk<'_>, broken: &Broken) {
+        self.coordinator.driver.metrics.repair.broken.inc();
+        tracing::debug!(peer = %talk.peer, %broken, "an exchange of anti-entropy broke off");
+        talk.progress.send_modify(|p| drop(p.problems.insert(talk.peer, broken.to_string())));
+    }
+
+    /// Compares some trees: what stays in `left` is to be compared again. An error if the peer does not answer.
+    async fn compare(&self, talk: &Talk<'_>, left: &mut BTreeMap<Place, Shared>) -> Result<(), Broken> {
         let driver = &self.coordinator.driver;
         let began = driver.clock.wall();
         let roots: Vec<_> = driver.committer.with_forest(|forest| {
-            some.iter().filter_map(|at| forest.root(at.place).map(|root| (*at, root))).collect()
+            left.values().filter_map(|at| forest.root(at.place).map(|root| (*at, root))).collect()
         });
-        let wired = roots.iter().map(|(at, (sum, items))| proto::TreeRoot {
-            partition: at.place.partition.0.into(),
-            keyspace_id: at.place.keyspace.0,
-            sum: wire::root_to_wire(*sum),
-            items: *items,
-        });
-        let question = proto::CompareRoots { roots: wired.collect() };
-        let answer = talk.ask(0, operation::Kind::CompareRoots(question)).await?;
-        let answer::Kind::Roots(answer) = answer else { return Err(Broken::Nonsense("roots")) };
-        let verdicts: BTreeMap<usize, _> =
-            answer.verdicts.iter().map(|verdict| (verdict.at as usize, verdict)).collect();
-        let repair = &driver.metrics.repair;
-        let mut unready = some.len() - roots.len();
+        let verdicts = ask_roots(talk, &roots).await?;
+        let mut unready = left.len() - roots.len();
         for (at, (shared, (_, items))) in roots.iter().enumerate() {
-            repair.compared.inc();
-            progress.records += items;
-            match verdicts.get(&at).map(|verdict| (verdict.verdict(), verdict.items)) {
+            driver.metrics.repair.compared.inc();
+            let is_whole = match verdicts.get(&at).map(|verdict| (verdict.verdict(), verdict.items)) {
                 None => {
-                    repair.equal.inc();
-                    progress.equal += 1;
-                    self.prove(talk.peer, shared.place, began);
+                    driver.metrics.repair.equal.inc();
+                    talk.progress.send_modify(|p| p.equal += u64::from(!shared.is_counted));
+                    self.proofs.prove(talk.peer, shared.place, began);
+                    true
                 }
                 Some((Verdict::Differs, theirs)) => {
-                    let done = talk.exchange(shared.place, shared.conflicts, theirs.max(*items)).await?;
-                    self.count(done, progress);
-                    // But for what was written since a moment before.
-                    let settled = began.0.saturating_sub(SETTLE_MS);
-                    self.prove(talk.peer, shared.place, WallMs(settled));
+                    match talk.exchange(shared.place, shared.conflicts, theirs.max(*items)).await {
+                        Ok(too_new) => {
+                            // But for what was written since a moment before.
+                            let settled = WallMs(began.0.saturating_sub(SETTLE_MS));
+                            self.proofs.prove(talk.peer, shared.place, settled);
+                            talk.progress.send_modify(|p| p.too_new += too_new);
+                            too_new == 0
+                        }
+                        Err(Broken::Silent) => return Err(Broken::Silent),
+                        Err(broken) => {
+                            self.note_broken(talk, &broken);
+                            continue;
+                        }
+                    }
                 }
-                Some(_) => unready += 1,
+                Some(_) => {
+                    unready += 1;
+                    continue;
+                }
+            };
+            if !shared.is_counted {
+                talk.progress.send_modify(|p| {
+                    p.records += items;
+                    p.done += 1;
+                });
             }
-            progress.done += 1;
+            match is_whole {
+                true => drop(left.remove(&shared.place)),
+                false => drop(left.insert(shared.place, Shared { is_counted: true, ..*shared })),
+            }
         }
         if unready > 0 {
-            progress.problems.insert(talk.peer, format!("{unready} trees can't be compared now"));
+            let problem = format!("{unready} trees can't be compared now");
+            talk.progress.send_modify(|p| drop(p.problems.insert(talk.peer, problem)));
         }
         Ok(())
     }
 
-    fn count(&self, done: Done, progress: &mut Progress) {
-        progress.received += done.received;
-        progress.sent += done.sent;
-        progress.too_new += done.too_new;
-    }
-
-    fn prove(&self, peer: NodeId, place: Place, at: WallMs) {
-        let mut proved = self.proved.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = proved.entry((peer, place)).or_insert(at);
-        *known = at.max(*known);
+    /// Of each partition the oldest proof of those that this node is to seek.
+    pub fn proofs(&self, map: &ClusterMap) -> Vec<WallMs> {
+        self.proofs.by_partition(map, self.coordinator.driver.me)
     }
 
     /// Shows how long ago the least recent proof is, of those that this node is to seek.
     fn show_age(&self, map: &ClusterMap) {
-        let me = self.coordinator.driver.me;
         let now = self.coordinator.driver.clock.wall();
-        let proved = self.proved.lock().unwrap_or_else(PoisonError::into_inner);
-        let peers = map.layout.members.iter().map(|member| member.id).filter(|id| *id > me);
-        let wanted = peers.flat_map(|peer| {
-            shared(map, me, peer, Selection::default()).into_iter().map(move |at| (peer, at.place))
-        });
+        let oldest = self.proofs(map).into_iter().filter(|at| *at != ALONE).min();
         // What was never proved is as old as the epoch.
-        let oldest = wanted.map(|key| proved.get(&key).copied().unwrap_or(WallMs(0))).min();
         let age = oldest.map_or(0, |oldest| now.0.saturating_sub(oldest.0) / 1_000);
         self.coordinator.driver.metrics.repair.age.set(age);
     }
+}
+
+/// What a peer says of roots that it does not find equal, by their place in the question.
+async fn ask_roots(
+    talk: &Talk<'_>,
+    roots: &[(Shared, (Sum, u64))],
+) -> Result<BTreeMap<usize, proto::RootVerdict>, Broken> {
+    let wired = roots.iter().map(|(at, (sum, items))| proto::TreeRoot {
+        partition: at.place.partition.0.into(),
+        keyspace_id: at.place.keyspace.0,
+        sum: wire::root_to_wire(*sum),
+        items: *items,
+    });
+    let question = proto::CompareRoots { roots: wired.collect() };
+    let answer = talk.ask(0, operation::Kind::CompareRoots(question)).await?;
+    let answer::Kind::Roots(answer) = answer else { return Err(Broken::Nonsense("roots")) };
+    Ok(answer.verdicts.into_iter().map(|verdict| (verdict.at as usize, verdict)).collect())
 }
 
 /// `antientropy::exchange::SETTLE` in milliseconds.

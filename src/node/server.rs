@@ -254,15 +254,19 @@ impl Node {
         });
         let maps = Maps::new(me.node, env.clone(), committer.clone(), maps_sender);
         let gossip = start_gossip(&env, config, me, &maps.current()).await?;
+        let repairs = Repairs::new(coordinator.clone(), maps.watch(), env.clone(), config.repair.clone());
+        let repairs = Arc::new(repairs);
         let service = Arc::new(NodeService {
             coordinator: coordinator.clone(),
+            repairs: repairs.clone(),
             maps: maps.clone(),
             gossip: gossip.clone(),
             durability: config.node.durability,
             client_address: config.listen.advertised_client(),
         });
         let is_admitted = Arc::new(AtomicBool::new(false));
-        let peers = Arc::new(Peers::new(me, coordinator, maps.clone(), links.clone(), is_admitted.clone()));
+        let admitted = is_admitted.clone();
+        let peers = Peers::new(me, coordinator, maps.clone(), links.clone(), repairs.clone(), admitted);
         let mut node = Node {
             service,
             serving,
@@ -276,7 +280,12 @@ impl Node {
             tasks: Vec::new(),
             is_admitted,
         };
-        node.serve(ports, peers, Arc::new(Ready { serving: serving_seen, metrics: metrics.clone() })).await?;
+        node.serve(
+            ports,
+            Arc::new(peers),
+            Arc::new(Ready { serving: serving_seen, metrics: metrics.clone() }),
+        )
+        .await?;
         links.connect_all();
         let mut targets = hints.targets();
         targets.extend(maps.current().layout.members.iter().map(|member| member.id));
@@ -286,9 +295,7 @@ impl Node {
         node.tasks.push(tokio::spawn(maps.clone().follow(links, gossip)));
         node.tasks.push(tokio::spawn(sweeper::run(node.service.coordinator.clone(), maps.watch())));
         node.tasks.push(tokio::spawn(forget_requests(committer.clone(), clock.clone())));
-        let coordinator = node.service.coordinator.clone();
-        let repairs = Repairs::new(coordinator, maps.watch(), env.commit, config.repair.clone());
-        node.tasks.push(tokio::spawn(Arc::new(repairs).run()));
+        node.tasks.push(tokio::spawn(repairs.run()));
         let grace = Duration::from_millis(config.repair.tombstone_grace_ms);
         let reaper = Reaper::new(node.service.coordinator.clone(), maps.watch(), grace);
         node.tasks.push(tokio::spawn(reaper.run()));

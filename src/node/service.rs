@@ -8,21 +8,24 @@ use super::decrees::{ChangeError, decided_but};
 use super::gossip::GossipHandle;
 use super::hints::kept_to_wire;
 use super::maps::Maps;
-use tokio::sync::oneshot;
+use super::proofs::{ALONE, add};
+use super::repair_calls::{Campaign, proofs, selection};
+use super::repairs::Repairs;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::gossip::membership::Liveness;
 use crate::quorum::page::Single;
 use crate::replica::fetch;
 use crate::ring::keyspaces::{Edit, KeyspaceChange};
 use crate::ring::layout::{ClusterMap, KeyspaceError, Member, NewKeyspace};
-use crate::ring::preflist::preference_list;
+use crate::ring::preflist::{homes, preference_list};
 use crate::rpc::admission::Held;
 use crate::rpc::item::{BatchRequest, Outcome};
 use crate::rpc::proto::{self, answer, fetched, operation};
 use crate::rpc::requests::{
     ChangeKeyspaceError, ClusterHandler, CreateKeyspaceError, ExplainView, GetDone, GetRequest, HintLogView,
-    HintsView, KvHandler, NewKeyspaceRequest, NodeView, ReplicaView, ScanPage, ScanRequest, StatusView,
-    WriteDone, WriteRequest,
+    HintsView, KvHandler, NewKeyspaceRequest, NodeView, RepairRequest, ReplicaView, ScanPage, ScanRequest,
+    StatusView, WriteDone, WriteRequest,
 };
 use crate::rpc::transport::BoxFuture;
 use crate::telemetry::metrics::{Metrics, Verb};
@@ -30,6 +33,7 @@ use crate::types::error::{Cause, Failure};
 use crate::types::ids::{MapVersion, NodeId};
 use crate::types::key::Key;
 use crate::types::policy::{Durability, Keyspace};
+use crate::types::time::WallMs;
 use crate::version::codec;
 use crate::version::record::{Payload, Record};
 
@@ -40,6 +44,8 @@ const INQUIRY_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct NodeService {
     /// Runs requests.
     pub coordinator: Arc<Coordinator>,
+    /// Makes replicas equal.
+    pub(super) repairs: Arc<Repairs>,
     /// The cluster map.
     pub maps: Arc<Maps>,
     /// Who is alive.
@@ -141,6 +147,7 @@ impl NodeService {
             hints_per_second: 0,
             hints_refused: 0,
             hints_refusal: String::new(),
+            proved: ALONE,
         };
         if member.id == self.coordinator.driver.me {
             view.client_address.clone_from(&self.client_address);
@@ -255,13 +262,26 @@ pub fn describe(record: &Record) -> String {
     }
 }
 
+/// The oldest proof of the partitions of which a node has a replica.
+fn oldest_of(map: &ClusterMap, proved: &[WallMs], node: NodeId) -> WallMs {
+    let mut oldest = ALONE;
+    for (partition, at) in map.partitions.all().zip(proved) {
+        if map.keyspaces.iter().any(|keyspace| homes(map, keyspace, partition).contains(&node)) {
+            add(&mut oldest, *at);
+        }
+    }
+    oldest
+}
+
 impl ClusterHandler for NodeService {
     fn status(&self) -> BoxFuture<'_, StatusView> {
         Box::pin(async move {
-            let hints = self.hints().await;
             let map = self.maps.current();
+            let proofs = proofs(&self.coordinator, &self.repairs, &map);
+            let (hints, proved) = tokio::join!(self.hints(), proofs);
             let view = |member: &Member| {
                 let mut view = self.node_view(&map, member);
+                view.proved = oldest_of(&map, &proved, member.id);
                 for log in hints.logs.iter().filter(|log| log.target == member.id) {
                     view.hints += log.hints;
                     view.hints_delivered += log.delivered;
@@ -280,6 +300,8 @@ impl ClusterHandler for NodeService {
                 partitions: map.partitions.count(),
                 nodes: map.layout.members.iter().map(view).collect(),
                 answered_by: self.coordinator.driver.me.to_string(),
+                proved,
+                now: self.coordinator.driver.clock.wall(),
             }
         })
     }
@@ -306,6 +328,18 @@ impl ClusterHandler for NodeService {
 
     fn map(&self) -> Arc<ClusterMap> {
         self.maps.current()
+    }
+
+    fn repair(&self, request: RepairRequest) -> Result<mpsc::Receiver<proto::RepairResponse>, Failure> {
+        let map = self.maps.current();
+        // Whether it serves; how much is under way says nothing of this.
+        drop(self.coordinator.admit(0)?);
+        let selection = selection(&map, &request)?;
+        let (send, receive) = mpsc::channel(1);
+        let (repairs, coordinator) = (self.repairs.clone(), self.coordinator.clone());
+        let campaign = Campaign { run: repairs.env.random(), repairs, coordinator, map, selection };
+        tokio::spawn(campaign.run(send));
+        Ok(receive)
     }
 
     fn create_keyspace(

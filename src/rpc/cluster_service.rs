@@ -1,7 +1,11 @@
 //! `quoral.v1.Cluster`: what operators ask.
 
+use std::pin::Pin;
 use std::sync::Arc;
 
+use futures_core::Stream;
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::convert;
@@ -58,6 +62,7 @@ impl<H: ClusterHandler> Cluster for ClusterService<H> {
             hints_per_second: node.hints_per_second,
             hints_refused: node.hints_refused,
             hints_refusal: node.hints_refusal,
+            proved_ms: node.proved.0,
         };
         Ok(Response::new(proto::StatusResponse {
             cluster_id: view.cluster_id,
@@ -66,6 +71,8 @@ impl<H: ClusterHandler> Cluster for ClusterService<H> {
             partitions: view.partitions,
             nodes: view.nodes.into_iter().map(node).collect(),
             answered_by: view.answered_by,
+            proved_ms: view.proved.into_iter().map(|at| at.0).collect(),
+            now_ms: view.now.0,
         }))
     }
 
@@ -98,6 +105,18 @@ impl<H: ClusterHandler> Cluster for ClusterService<H> {
             logs: view.logs.into_iter().map(log).collect(),
             silent: view.silent.iter().map(ToString::to_string).collect(),
         }))
+    }
+
+    type RepairStream = Pin<Box<dyn Stream<Item = Result<proto::RepairResponse, Status>> + Send>>;
+
+    async fn repair(
+        &self,
+        request: Request<proto::RepairRequest>,
+    ) -> Result<Response<Self::RepairStream>, Status> {
+        let request = convert::repair_request(request.into_inner());
+        let request = request.map_err(|invalid| convert::status(&Failure::from(invalid)))?;
+        let told = self.node.repair(request).map_err(|failure| convert::status(&failure))?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(told).map(Ok))))
     }
 
     async fn create_keyspace(

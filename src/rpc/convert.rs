@@ -9,8 +9,8 @@ use tonic::{Code, Status};
 
 use super::proto;
 use super::requests::{
-    GetDone, GetRequest, NewKeyspaceRequest, ScanEntry, ScanPage, ScanRequest, WriteDone, WriteRequest,
-    expires_for_wire,
+    GetDone, GetRequest, NewKeyspaceRequest, RepairRequest, ScanEntry, ScanPage, ScanRequest, WriteDone,
+    WriteRequest, expires_for_wire,
 };
 use crate::ring::keyspaces::{KeyspaceChange, KeyspaceUpdate};
 use crate::ring::layout::{ClusterMap, Member};
@@ -59,6 +59,15 @@ pub fn request_id(bytes: &[u8]) -> Result<Option<RequestId>, Invalid> {
         .try_into()
         .map_err(|_| Invalid::new("request_id", format!("has {} bytes, must have 16", bytes.len())))?;
     Ok(Some(RequestId(u128::from_be_bytes(bytes))))
+}
+
+/// Validates what is to be repaired, as far as that needs no map.
+pub fn repair_request(message: proto::RepairRequest) -> Result<RepairRequest, Invalid> {
+    let proto::RepairRequest { keyspace, partition } = message;
+    if !keyspace.is_empty() {
+        check_name("keyspace", &keyspace)?;
+    }
+    Ok(RepairRequest { keyspace: (!keyspace.is_empty()).then_some(keyspace), partition })
 }
 
 /// A request id on the wire.

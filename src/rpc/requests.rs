@@ -6,9 +6,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::mpsc;
 
 use super::admission::Held;
 use super::item::{BatchRequest, Outcome};
+use super::proto;
 use super::transport::BoxFuture;
 use crate::ring::keyspaces::KeyspaceChange;
 use crate::telemetry::metrics::Metrics;
@@ -192,6 +194,8 @@ pub struct NodeView {
     pub hints_per_second: u64,
     pub hints_refused: u64,
     pub hints_refusal: String,
+    /// The oldest of the partitions of which it has a replica.
+    pub proved: WallMs,
 }
 
 /// The cluster as `status` shows it.
@@ -204,6 +208,10 @@ pub struct StatusView {
     pub partitions: u32,
     pub nodes: Vec<NodeView>,
     pub answered_by: String,
+    /// Of each partition, when its replicas were last proved equal.
+    pub proved: Vec<WallMs>,
+    /// The own clock.
+    pub now: WallMs,
 }
 
 /// What one node keeps for another.
@@ -232,6 +240,15 @@ pub struct HintLogView {
 pub struct HintsView {
     pub logs: Vec<HintLogView>,
     pub silent: Vec<NodeId>,
+}
+
+/// What is to be repaired.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RepairRequest {
+    /// Only this keyspace.
+    pub keyspace: Option<String>,
+    /// Only this partition.
+    pub partition: Option<u32>,
 }
 
 /// A replica as `explain` shows it.
@@ -300,6 +317,8 @@ pub trait ClusterHandler: Send + Sync + 'static {
     fn status(&self) -> BoxFuture<'_, StatusView>;
     /// The hints that wait on all nodes.
     fn hints(&self) -> BoxFuture<'_, HintsView>;
+    /// Begins a repair; how far it is comes now and then, until it is over.
+    fn repair(&self, request: RepairRequest) -> Result<mpsc::Receiver<proto::RepairResponse>, Failure>;
     /// The encoded cluster map is decoded by the caller; this is the map itself.
     fn map(&self) -> std::sync::Arc<crate::ring::layout::ClusterMap>;
     /// Creates a keyspace.

@@ -437,6 +437,12 @@ impl Cluster for Fake {
         Err(Status::unimplemented("hints"))
     }
 
+    type RepairStream = ReceiverStream<Result<RepairResponse, Status>>;
+
+    async fn repair(&self, _: Request<RepairRequest>) -> Result<Response<Self::RepairStream>, Status> {
+        Err(Status::unimplemented("repair"))
+    }
+
     async fn explain(&self, _: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
         Err(Status::unimplemented("explain"))
     }

@@ -305,6 +305,8 @@ fn operations() -> proto::Operations {
         Kind::FetchItems(proto::FetchItems { partition: 3, nodes: vec![tree_node(&prints)] }),
         Kind::HoldDead(dead()),
         Kind::PurgeDead(dead()),
+        Kind::RunRepair(proto::RunRepair { run: 7, keyspace_id: Some(1), partition: Some(3) }),
+        Kind::Proofs(true),
     ];
     proto::Operations {
         node_id: "00000000000000a1".into(),

@@ -26,6 +26,7 @@ mod load;
 mod overload;
 mod ownership;
 mod repair;
+mod repair_now;
 mod retries;
 mod semantics;
 mod session_stream;

@@ -106,7 +106,7 @@ impl BenchArgs {
     /// Measures, and prints the report.
     pub async fn run(self, global: &Global) -> CliResult {
         let client = global.client()?;
-        let info = keyspace(&client, &global.keyspace).await?;
+        let info = keyspace(&client, global.keyspace()).await?;
         if info.conflicts == Conflicts::Siblings.to_string() && self.workload != Kind::Get {
             return Err(CliError::usage(
                 "keyspace: bench writes without contexts, which would pile up siblings; use an lww keyspace",
@@ -158,7 +158,7 @@ impl BenchArgs {
         };
         Plan {
             workload,
-            keyspace: global.keyspace.clone(),
+            keyspace: global.keyspace().to_owned(),
             concurrency: self.concurrency.into(),
             connections: self.connections.into(),
             seconds: Duration::from_secs(self.seconds.into()),

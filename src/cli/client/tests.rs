@@ -15,7 +15,7 @@ use crate::rpc::proto::cluster_server::{Cluster as Service, ClusterServer};
 use crate::rpc::proto::{
     self, CreateKeyspaceRequest, CreateKeyspaceResponse, ExplainRequest, ExplainResponse, Failure,
     HintsRequest, HintsResponse, LayoutRequest, LayoutResponse, ListKeyspacesRequest, ListKeyspacesResponse,
-    StatusRequest, StatusResponse,
+    RepairRequest, RepairResponse, StatusRequest, StatusResponse,
 };
 
 /// What a fake node does with a request.
@@ -91,6 +91,10 @@ impl Service for Handle {
     }
     async fn hints(&self, r: Request<HintsRequest>) -> Result<Response<HintsResponse>, Status> {
         self.answer(&r).await
+    }
+    type RepairStream = tokio_stream::Empty<Result<RepairResponse, Status>>;
+    async fn repair(&self, _: Request<RepairRequest>) -> Result<Response<Self::RepairStream>, Status> {
+        Ok(Response::new(tokio_stream::empty()))
     }
     async fn explain(&self, r: Request<ExplainRequest>) -> Result<Response<ExplainResponse>, Status> {
         self.answer(&r).await

@@ -25,7 +25,7 @@ impl PreflistArgs {
     pub(super) fn run(self, global: &Global) -> CliResult {
         let key = self.key.key()?;
         let view = match &self.from.data_dir {
-            Some(path) => offline_preflist(&Offline::open(path)?, &global.keyspace, &key)?,
+            Some(path) => offline_preflist(&Offline::open(path)?, global.keyspace(), &key)?,
             None => blocking(explain::ask(global, &key))?,
         };
         if global.json() {

@@ -10,7 +10,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("node_id", "name", "address", "client_address", "zone", "state", "ownership", "hints", "disk_bytes", "durability", "map_version")
+    __slots__ = ("node_id", "name", "address", "client_address", "zone", "state", "ownership", "hints", "disk_bytes", "durability", "map_version", "hints_delivered", "hints_per_second", "hints_refused", "hints_refusal", "proved_ms")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -22,6 +22,11 @@ class NodeStatus(_message.Message):
     DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
     DURABILITY_FIELD_NUMBER: _ClassVar[int]
     MAP_VERSION_FIELD_NUMBER: _ClassVar[int]
+    HINTS_DELIVERED_FIELD_NUMBER: _ClassVar[int]
+    HINTS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    HINTS_REFUSED_FIELD_NUMBER: _ClassVar[int]
+    HINTS_REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    PROVED_MS_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     name: str
     address: str
@@ -33,23 +38,32 @@ class NodeStatus(_message.Message):
     disk_bytes: int
     durability: str
     map_version: int
-    def __init__(self, node_id: _Optional[str] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., client_address: _Optional[str] = ..., zone: _Optional[str] = ..., state: _Optional[str] = ..., ownership: _Optional[float] = ..., hints: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., durability: _Optional[str] = ..., map_version: _Optional[int] = ...) -> None: ...
+    hints_delivered: int
+    hints_per_second: int
+    hints_refused: int
+    hints_refusal: str
+    proved_ms: int
+    def __init__(self, node_id: _Optional[str] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., client_address: _Optional[str] = ..., zone: _Optional[str] = ..., state: _Optional[str] = ..., ownership: _Optional[float] = ..., hints: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., durability: _Optional[str] = ..., map_version: _Optional[int] = ..., hints_delivered: _Optional[int] = ..., hints_per_second: _Optional[int] = ..., hints_refused: _Optional[int] = ..., hints_refusal: _Optional[str] = ..., proved_ms: _Optional[int] = ...) -> None: ...
 
 class StatusResponse(_message.Message):
-    __slots__ = ("cluster_id", "layout_version", "map_version", "partitions", "nodes", "answered_by")
+    __slots__ = ("cluster_id", "layout_version", "map_version", "partitions", "nodes", "answered_by", "proved_ms", "now_ms")
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_VERSION_FIELD_NUMBER: _ClassVar[int]
     MAP_VERSION_FIELD_NUMBER: _ClassVar[int]
     PARTITIONS_FIELD_NUMBER: _ClassVar[int]
     NODES_FIELD_NUMBER: _ClassVar[int]
     ANSWERED_BY_FIELD_NUMBER: _ClassVar[int]
+    PROVED_MS_FIELD_NUMBER: _ClassVar[int]
+    NOW_MS_FIELD_NUMBER: _ClassVar[int]
     cluster_id: str
     layout_version: int
     map_version: int
     partitions: int
     nodes: _containers.RepeatedCompositeFieldContainer[NodeStatus]
     answered_by: str
-    def __init__(self, cluster_id: _Optional[str] = ..., layout_version: _Optional[int] = ..., map_version: _Optional[int] = ..., partitions: _Optional[int] = ..., nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ..., answered_by: _Optional[str] = ...) -> None: ...
+    proved_ms: _containers.RepeatedScalarFieldContainer[int]
+    now_ms: int
+    def __init__(self, cluster_id: _Optional[str] = ..., layout_version: _Optional[int] = ..., map_version: _Optional[int] = ..., partitions: _Optional[int] = ..., nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ..., answered_by: _Optional[str] = ..., proved_ms: _Optional[_Iterable[int]] = ..., now_ms: _Optional[int] = ...) -> None: ...
 
 class LayoutRequest(_message.Message):
     __slots__ = ()
@@ -232,7 +246,7 @@ class HintsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class HintLog(_message.Message):
-    __slots__ = ("holder", "holder_name", "target", "target_name", "target_state", "hints", "bytes", "since_ms", "oldest", "last")
+    __slots__ = ("holder", "holder_name", "target", "target_name", "target_state", "hints", "bytes", "since_ms", "oldest", "last", "delivered", "per_second", "refused", "refusal")
     HOLDER_FIELD_NUMBER: _ClassVar[int]
     HOLDER_NAME_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
@@ -243,6 +257,10 @@ class HintLog(_message.Message):
     SINCE_MS_FIELD_NUMBER: _ClassVar[int]
     OLDEST_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
+    DELIVERED_FIELD_NUMBER: _ClassVar[int]
+    PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
     holder: str
     holder_name: str
     target: str
@@ -253,7 +271,11 @@ class HintLog(_message.Message):
     since_ms: int
     oldest: int
     last: int
-    def __init__(self, holder: _Optional[str] = ..., holder_name: _Optional[str] = ..., target: _Optional[str] = ..., target_name: _Optional[str] = ..., target_state: _Optional[str] = ..., hints: _Optional[int] = ..., bytes: _Optional[int] = ..., since_ms: _Optional[int] = ..., oldest: _Optional[int] = ..., last: _Optional[int] = ...) -> None: ...
+    delivered: int
+    per_second: int
+    refused: int
+    refusal: str
+    def __init__(self, holder: _Optional[str] = ..., holder_name: _Optional[str] = ..., target: _Optional[str] = ..., target_name: _Optional[str] = ..., target_state: _Optional[str] = ..., hints: _Optional[int] = ..., bytes: _Optional[int] = ..., since_ms: _Optional[int] = ..., oldest: _Optional[int] = ..., last: _Optional[int] = ..., delivered: _Optional[int] = ..., per_second: _Optional[int] = ..., refused: _Optional[int] = ..., refusal: _Optional[str] = ...) -> None: ...
 
 class HintsResponse(_message.Message):
     __slots__ = ("logs", "silent")
@@ -262,3 +284,55 @@ class HintsResponse(_message.Message):
     logs: _containers.RepeatedCompositeFieldContainer[HintLog]
     silent: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, logs: _Optional[_Iterable[_Union[HintLog, _Mapping]]] = ..., silent: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class RepairRequest(_message.Message):
+    __slots__ = ("keyspace", "partition")
+    KEYSPACE_FIELD_NUMBER: _ClassVar[int]
+    PARTITION_FIELD_NUMBER: _ClassVar[int]
+    keyspace: str
+    partition: int
+    def __init__(self, keyspace: _Optional[str] = ..., partition: _Optional[int] = ...) -> None: ...
+
+class RepairProblem(_message.Message):
+    __slots__ = ("peer", "problem")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    problem: str
+    def __init__(self, peer: _Optional[str] = ..., problem: _Optional[str] = ...) -> None: ...
+
+class NodeRepair(_message.Message):
+    __slots__ = ("node_id", "name", "trees", "done", "equal", "records", "sent", "healed", "too_new", "bytes", "over", "problems")
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TREES_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    EQUAL_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    SENT_FIELD_NUMBER: _ClassVar[int]
+    HEALED_FIELD_NUMBER: _ClassVar[int]
+    TOO_NEW_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    OVER_FIELD_NUMBER: _ClassVar[int]
+    PROBLEMS_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    name: str
+    trees: int
+    done: int
+    equal: int
+    records: int
+    sent: int
+    healed: int
+    too_new: int
+    bytes: int
+    over: bool
+    problems: _containers.RepeatedCompositeFieldContainer[RepairProblem]
+    def __init__(self, node_id: _Optional[str] = ..., name: _Optional[str] = ..., trees: _Optional[int] = ..., done: _Optional[int] = ..., equal: _Optional[int] = ..., records: _Optional[int] = ..., sent: _Optional[int] = ..., healed: _Optional[int] = ..., too_new: _Optional[int] = ..., bytes: _Optional[int] = ..., over: bool = ..., problems: _Optional[_Iterable[_Union[RepairProblem, _Mapping]]] = ...) -> None: ...
+
+class RepairResponse(_message.Message):
+    __slots__ = ("nodes", "over")
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    OVER_FIELD_NUMBER: _ClassVar[int]
+    nodes: _containers.RepeatedCompositeFieldContainer[NodeRepair]
+    over: bool
+    def __init__(self, nodes: _Optional[_Iterable[_Union[NodeRepair, _Mapping]]] = ..., over: bool = ...) -> None: ...

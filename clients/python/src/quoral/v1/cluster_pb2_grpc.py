@@ -55,6 +55,11 @@ class ClusterStub(object):
                 request_serializer=quoral_dot_v1_dot_cluster__pb2.HintsRequest.SerializeToString,
                 response_deserializer=quoral_dot_v1_dot_cluster__pb2.HintsResponse.FromString,
                 )
+        self.Repair = channel.unary_stream(
+                '/quoral.v1.Cluster/Repair',
+                request_serializer=quoral_dot_v1_dot_cluster__pb2.RepairRequest.SerializeToString,
+                response_deserializer=quoral_dot_v1_dot_cluster__pb2.RepairResponse.FromString,
+                )
 
 
 class ClusterServicer(object):
@@ -119,6 +124,15 @@ class ClusterServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Repair(self, request, context):
+        """Compares all replicas now and makes them equal, but for what was written in the last seconds; tells how far it is
+        until it is over. NOT_FOUND if there is no such keyspace. When its caller goes away each
+        node ends with the pass that is under way.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -161,6 +175,11 @@ def add_ClusterServicer_to_server(servicer, server):
                     servicer.Hints,
                     request_deserializer=quoral_dot_v1_dot_cluster__pb2.HintsRequest.FromString,
                     response_serializer=quoral_dot_v1_dot_cluster__pb2.HintsResponse.SerializeToString,
+            ),
+            'Repair': grpc.unary_stream_rpc_method_handler(
+                    servicer.Repair,
+                    request_deserializer=quoral_dot_v1_dot_cluster__pb2.RepairRequest.FromString,
+                    response_serializer=quoral_dot_v1_dot_cluster__pb2.RepairResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -306,5 +325,22 @@ class Cluster(object):
         return grpc.experimental.unary_unary(request, target, '/quoral.v1.Cluster/Hints',
             quoral_dot_v1_dot_cluster__pb2.HintsRequest.SerializeToString,
             quoral_dot_v1_dot_cluster__pb2.HintsResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Repair(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(request, target, '/quoral.v1.Cluster/Repair',
+            quoral_dot_v1_dot_cluster__pb2.RepairRequest.SerializeToString,
+            quoral_dot_v1_dot_cluster__pb2.RepairResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
