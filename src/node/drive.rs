@@ -133,6 +133,7 @@ impl Driver {
         let (mut machine, mut effects) = (put::Put::new(plan), Vec::new());
         let (mut reply, mut minted, mut deadline, mut stand_in) = (Some(reply), None::<Minted>, None, None);
         let mut next = Some(put::Event::Start);
+        let until = self.clock.mono() + self.message_age;
         loop {
             if let Some(event) = next.take() {
                 machine.step(self.clock.mono(), event, &mut effects);
@@ -150,12 +151,12 @@ impl Driver {
                     }
                     put::Effect::Send { to, round } => {
                         let minted = minted.as_ref().expect("what is sent is minted");
-                        queued.extend(self.send(&place, minted, (to, None), round, &events));
+                        queued.extend(self.send(&place, minted, (to, None), (round, until), &events));
                     }
                     put::Effect::ArmStandIn(at) => stand_in = Some(at),
                     put::Effect::StandIn { to, home, round } => {
                         let minted = minted.as_ref().expect("what is sent is minted");
-                        queued.extend(self.send(&place, minted, (to, Some(home)), round, &events));
+                        queued.extend(self.send(&place, minted, (to, Some(home)), (round, until), &events));
                     }
                     put::Effect::Hint(target) => {
                         let record = &minted.as_ref().expect("hints follow the own copy").record;
@@ -228,18 +229,20 @@ impl Driver {
         place: &Place,
         minted: &Minted,
         (to, home): (NodeId, Option<NodeId>),
-        round: u8,
+        (round, until): (u8, Mono),
         events: &mpsc::UnboundedSender<PutEvent>,
     ) -> Option<put::Event> {
         let answered = move |answer| put::Event::Answered { from: to, round, answer };
         let Some(link) = self.links.up(to) else { return Some(answered(put::Answer::Refused)) };
-        let operation = place.operation(operation::Kind::Store(proto::Store {
+        let mut operation = place.operation(operation::Kind::Store(proto::Store {
             record: minted.record.clone(),
             fresh: true,
             remember: minted.entry.map(|entry| entry.encode().into()).unwrap_or_default(),
             stand_in_for: home.map(|home| home.to_string()).unwrap_or_default(),
             ..Default::default()
         }));
+        // Whatever holds it up: later its key may have been deleted, and the tombstone purged.
+        operation.until_us = until.0;
         let events = events.clone();
         let waiter = Box::new(move |result| {
             let answer = match result {

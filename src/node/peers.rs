@@ -139,12 +139,6 @@ impl Peers {
         }
         if store.fresh {
             let now = driver.clock.wall();
-            // Whatever held it up: its key may have been deleted since, and the tombstone purged.
-            let age_max = u64::try_from(driver.message_age.as_millis()).unwrap_or(u64::MAX);
-            if now.0.saturating_sub(record.stamp().wall().0) > age_max {
-                driver.metrics.late_operations.inc();
-                return reply.refuse(Reason::Late, "the write was stamped too long ago");
-            }
             let checked =
                 driver.committer.with_minter(|minter| minter.clock_mut().observe(now, record.stamp()));
             if let Err(too_far) = checked {

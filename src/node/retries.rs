@@ -194,8 +194,11 @@ impl Coordinator {
         let need = carried.as_ref().map(Carried::need).unwrap_or_default();
         let answers = named.w.max(need.answers.min(named.route.keyspace.n));
         let mut plan = self.read_plan(named.route, answers, named.fallbacks, named.deadline);
-        plan.candidates.retain(|node| *node != knows);
-        plan.candidates.insert(0, knows);
+        // A fallback that remembers it may have brought it home, and holds nothing any more.
+        if named.route.homes.contains(&knows) {
+            plan.candidates.retain(|node| *node != knows);
+            plan.candidates.insert(0, knows);
+        }
         plan.holders = named.w;
         plan.floor = match (named.route.keyspace.conflicts, outcome.dot) {
             // Of an lww version who stamped it is not remembered: the least of that stamp will do.

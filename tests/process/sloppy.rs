@@ -63,7 +63,7 @@ async fn with_every_home_away_a_sloppy_write_is_taken_and_comes_home() {
     // Under a request id it is applied once, and found by the other.
     let named = proto::PutRequest { request_id: bytes([7; 16]), ..sloppy("bread") };
     let first = kv(left[0]).put(named.clone()).await.expect("taken").into_inner();
-    assert_eq!(kv(left[1]).put(named).await.expect("taken").into_inner().stamp, first.stamp);
+    assert_eq!(kv(left[1]).put(named.clone()).await.expect("taken").into_inner().stamp, first.stamp);
     let strict = kv(left[0]).get(get("cart")).await.expect_err("no home is there");
     assert_refused(&strict, Code::Unavailable, &["0 alive"]);
     let three = proto::PutRequest { acks: Some(proto::put_request::Acks::W(3)), ..sloppy("three") };
@@ -86,6 +86,14 @@ async fn with_every_home_away_a_sloppy_write_is_taken_and_comes_home() {
     }
     let found = kv(left[1]).get(get_r("cart", 3)).await.expect("get").into_inner();
     assert_eq!(values(&found), ["bread"]);
+    // A later write stands, whoever is asked to carry out the one before it again.
+    kv(clients[home[0]]).put(put("cart", "butter")).await.expect("all are there");
+    for at in &clients {
+        let again = kv(*at).put(named.clone()).await.expect("it is known").into_inner();
+        assert_eq!(again.stamp, first.stamp);
+    }
+    let found = kv(left[1]).get(get_r("cart", 3)).await.expect("get").into_inner();
+    assert_eq!(values(&found), ["butter"]);
     cluster.check();
 }
 
