@@ -38,7 +38,7 @@ pub async fn govern(coordinator: Arc<Coordinator>, door: Arc<Door>) {
         let most_under_way = door.take_most().max(under_way);
         let hot = coordinator.hot_refused.swap(0, Ordering::Relaxed);
         let [ended, late, well] = coordinator.ended.each_ref().map(|count| count.swap(0, Ordering::Relaxed));
-        let window = Window { least_delay, most_under_way, hot_refused: hot > 0, ended, late, well };
+        let window = Window { least_delay, most_under_way, ended, late, well };
         let limit = limiter.learn(window);
         door.set_limit(limit);
         coordinator.limit_now.store(limit.saturating_mul(2), Ordering::Relaxed);

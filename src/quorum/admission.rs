@@ -4,8 +4,9 @@
 //! 1. The limit follows the *standing* queue: the least time that anything waited, over a window. A burst that is worked
 //!    off within a window is no overload (CoDel, Nichols and Jacobson 2012); a queue that never empties is, however
 //!    short the service time.
-//! 2. While that is over the target, the limit falls by a fifth of what was really under way. While it is below half
-//!    the target and the limit was nearly reached, it grows by a tenth. Between the two it stays.
+//! 2. While that is over the target, the limit falls by a fifth of what was really under way, if that was more than the
+//!    least: few requests make no queue. While it is below half the target the limit grows by a tenth, used or not, so
+//!    that a node which was busy once takes a burst like any other. Between the two it stays.
 //! 3. When more than half of what ended in a window, and more than a few, took over half of its time, the limit is
 //!    halved, whatever the queues
 //!    say: work may wait where nobody looks, as at a peer. It keeps what the window did well, so that those who came
@@ -29,8 +30,6 @@ pub struct Window {
     pub least_delay: Duration,
     /// The most requests that were under way at a time.
     pub most_under_way: usize,
-    /// Whether a request was refused because its key had its share.
-    pub hot_refused: bool,
     /// Requests that ended.
     pub ended: usize,
     /// Of them, those that took over half of their time.
@@ -62,11 +61,9 @@ impl Limiter {
         let used = window.most_under_way.min(self.limit);
         if window.late > (window.ended / 2).max(REQUESTS_AT_LEAST / 2) {
             self.limit = (used / 2).max(window.well.min(used));
-        } else if window.least_delay > ADMISSION_DELAY {
+        } else if window.least_delay > ADMISSION_DELAY && used > REQUESTS_AT_LEAST {
             self.limit = used - used / 5;
-        } else if window.least_delay < ADMISSION_DELAY / 2
-            && (used >= self.limit - self.limit / 4 || window.hot_refused)
-        {
+        } else if window.least_delay < ADMISSION_DELAY / 2 {
             self.limit += (self.limit / 10).max(8);
         }
         self.limit = self.limit.clamp(REQUESTS_AT_LEAST.min(self.most), self.most);
@@ -157,6 +154,13 @@ mod tests {
             limiter.learn(Window { most_under_way, ..Window::default() });
         }
         assert_eq!(limiter.limit(), 8_192);
+        // When it is quiet again, it is as it was.
+        let slow = Window { least_delay: ADMISSION_DELAY * 3, most_under_way: 40, ..Window::default() };
+        assert_eq!(limiter.learn(slow), REQUESTS_AT_LEAST);
+        let few = Window { most_under_way: 3, ..slow };
+        let quiet = Window { most_under_way: 3, ..Window::default() };
+        assert_eq!((0..100).map(|_| limiter.learn(quiet)).last(), Some(8_192));
+        assert_eq!(limiter.learn(few), 8_192, "three requests make no queue");
         let mut small = Limiter::new(4);
         let slow = Window { least_delay: ADMISSION_DELAY * 3, most_under_way: 4, ..Window::default() };
         assert_eq!(small.learn(slow), 4);
@@ -175,15 +179,6 @@ mod tests {
         let some = Window { most_under_way: 150, ended: 260, late: 100, well: 160, ..Window::default() };
         assert!(limiter.learn(some) >= 150);
         assert!(limiter.learn(Window { most_under_way: 200, ..Window::default() }) >= 150);
-    }
-
-    #[test]
-    fn a_limit_that_one_key_may_not_use_up_grows_all_the_same() {
-        let mut limiter = Limiter::new(8_192);
-        limiter.limit = REQUESTS_AT_LEAST;
-        let half = Window { most_under_way: REQUESTS_AT_LEAST / 2, ..Window::default() };
-        assert_eq!(limiter.learn(half), REQUESTS_AT_LEAST);
-        assert!(limiter.learn(Window { hot_refused: true, ..half }) > REQUESTS_AT_LEAST);
     }
 
     /// Lets in what it can of `offered` requests for each of some keys, in turns, on top of those under way.
