@@ -8,9 +8,8 @@
 //!    least: few requests make no queue. While it is below half the target the limit grows by a tenth, used or not, so
 //!    that a node which was busy once takes a burst like any other. Between the two it stays.
 //! 3. When more than half of what ended in a window, and more than a few, took over half of its time, the limit is
-//!    halved, whatever the queues
-//!    say: work may wait where nobody looks, as at a peer. It keeps what the window did well, so that those who came
-//!    before don't take it down with them.
+//!    halved, whatever the queues say: work may wait where nobody looks, as at a peer. It keeps what the window did
+//!    well, so that those who came before don't take it down with them.
 //! 4. It never leaves its bounds.
 //! 5. A key that everybody wants leaves room for the others: past half the limit one that has its share of that half
 //!    under way is refused ([`KeyShares`]).
@@ -21,7 +20,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::types::limits::{ADMISSION_DELAY, KEY_REQUESTS_AT_LEAST, REQUESTS_AT_LEAST};
+use crate::types::limits::{ADMISSION_DELAY, KEY_REQUESTS_AT_LEAST, LATE_AT_LEAST, REQUESTS_AT_LEAST};
 
 /// What was seen in a window of time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -59,7 +58,7 @@ impl Limiter {
     /// Learns from a window; returns the limit for the next.
     pub fn learn(&mut self, window: Window) -> usize {
         let used = window.most_under_way.min(self.limit);
-        if window.late > (window.ended / 2).max(REQUESTS_AT_LEAST / 2) {
+        if window.late > (window.ended / 2).max(LATE_AT_LEAST) {
             self.limit = (used / 2).max(window.well.min(used));
         } else if window.least_delay > ADMISSION_DELAY && used > REQUESTS_AT_LEAST {
             self.limit = used - used / 5;
@@ -155,7 +154,7 @@ mod tests {
         }
         assert_eq!(limiter.limit(), 8_192);
         // When it is quiet again, it is as it was.
-        let slow = Window { least_delay: ADMISSION_DELAY * 3, most_under_way: 40, ..Window::default() };
+        let slow = Window { least_delay: ADMISSION_DELAY * 3, most_under_way: 150, ..Window::default() };
         assert_eq!(limiter.learn(slow), REQUESTS_AT_LEAST);
         let few = Window { most_under_way: 3, ..slow };
         let quiet = Window { most_under_way: 3, ..Window::default() };

@@ -142,8 +142,11 @@ pub const ADMISSION_DELAY: Duration = Duration::from_millis(20);
 pub const ADMISSION_WINDOW: Duration = Duration::from_millis(100);
 /// How often the queue is looked at.
 pub const ADMISSION_TICK: Duration = Duration::from_millis(10);
-/// Requests that a node takes at a time however busy it is.
-pub const REQUESTS_AT_LEAST: usize = 32;
+/// Requests that a node takes at a time however busy it is: so few make no long queue, and a client that has 64 under way
+/// for one key (which has half of the limit) is none that has to be refused.
+pub const REQUESTS_AT_LEAST: usize = 128;
+/// Late requests in a window that are too few to say that a node is overloaded: a few hang on a dead peer.
+pub const LATE_AT_LEAST: usize = 16;
 /// Requests for one key that a node takes at a time however busy it is: two or three at once are no hot key.
 pub const KEY_REQUESTS_AT_LEAST: usize = 4;
 /// The retry delay that a refused client is told.
