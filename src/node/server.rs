@@ -17,8 +17,9 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::service::Routes;
 use tonic::transport::Server;
-use tower::util::MapResponseLayer;
+use tower::util::MapResponse;
 
 use super::committer::{self, Committer};
 use super::config::Config;
@@ -44,8 +45,9 @@ use crate::gossip::digest::NodeReport;
 use crate::gossip::identity::Identity;
 use crate::replica::mint::{Minter, stored_number};
 use crate::ring::layout::ClusterMap;
-use crate::rpc::admission::{Door, DoorLayer};
+use crate::rpc::admission::Door;
 use crate::rpc::cluster_service::ClusterService;
+use crate::rpc::http2::{self, KeepAlive};
 use crate::rpc::kv_service::KvService;
 use crate::rpc::malformed;
 use crate::rpc::peer_service::PeerService;
@@ -166,14 +168,9 @@ fn incoming(
     (ReceiverStream::new(receive), task)
 }
 
-fn builder(keep_alive: Duration, keep_alive_timeout: Duration) -> Server {
-    Server::builder()
-        .http2_keepalive_interval(Some(keep_alive))
-        .http2_keepalive_timeout(Some(keep_alive_timeout))
-        .initial_stream_window_size(8 << 20)
-        .initial_connection_window_size(16 << 20)
-        .max_concurrent_streams(4_096)
-}
+/// How often clients' connections are pinged.
+const CLIENTS_ALIVE: KeepAlive =
+    KeepAlive { interval: Duration::from_secs(10), timeout: Duration::from_secs(10) };
 
 fn log_end(what: &'static str, result: Result<(), tonic::transport::Error>) {
     if let Err(error) = result {
@@ -335,24 +332,28 @@ impl Node {
         let kv = KvServer::new(KvService::new(self.service.clone()))
             .max_decoding_message_size(CLIENT_MESSAGE_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        let clients = builder(Duration::from_secs(10), Duration::from_secs(10))
-            .layer(DoorLayer(door))
-            .layer(MapResponseLayer::new(malformed::as_invalid))
-            .add_service(kv)
+        let routes = Routes::new(kv)
             .add_service(ClusterServer::new(ClusterService::new(self.service.clone())))
             .add_service(health(client_health))
             .add_service(reflection().build_v1().map_err(bad)?)
-            .add_service(reflection().build_v1alpha().map_err(bad)?);
+            .add_service(reflection().build_v1alpha().map_err(bad)?)
+            .prepare();
         let peer = PeerServer::new(PeerService::new(peers))
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        let peers = builder(Duration::from_millis(400), Duration::from_millis(900))
+        let peers = Server::builder()
+            .http2_keepalive_interval(Some(Duration::from_millis(400)))
+            .http2_keepalive_timeout(Some(Duration::from_millis(900)))
+            .initial_stream_window_size(8 << 20)
+            .initial_connection_window_size(16 << 20)
+            .max_concurrent_streams(4_096)
             .add_service(peer)
             .add_service(health(peer_health));
         let (connections, accepting) = incoming(ports.client);
         self.tasks.push(accepting);
         self.tasks.push(tokio::spawn(async move {
-            log_end("clients", clients.serve_with_incoming(connections).await);
+            http2::serve(connections, MapResponse::new(routes, malformed::as_invalid), door, CLIENTS_ALIVE)
+                .await;
         }));
         let (connections, accepting) = incoming(ports.peer);
         self.tasks.push(accepting);

@@ -17,19 +17,13 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 
-use http_body::{Frame, SizeHint};
 use tonic::Status;
-use tonic::body::Body;
-use tonic::codegen::http::{Request, Response};
-use tower::{Layer, Service};
+use tonic::codegen::http::Response;
 
 use super::convert;
-use super::transport::{BoxFuture, ConnectInfo};
 use crate::types::error::{Cause, Failure};
 use crate::types::limits::RETRY_DELAY;
 
@@ -48,7 +42,13 @@ pub struct Door {
     /// Bytes that one client may leave untaken.
     client_bytes: usize,
     refused: AtomicUsize,
+    /// The answer to those, made once.
+    refusal: Response<()>,
 }
+
+/// A call was not let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refused;
 
 #[derive(Debug, Default)]
 struct Clients {
@@ -168,6 +168,7 @@ impl Door {
             limit: AtomicUsize::new(limit),
             client_bytes: bytes / 4,
             refused: AtomicUsize::new(0),
+            refusal: refusal(),
         }
     }
 
@@ -190,6 +191,19 @@ impl Door {
         let mut clients = self.clients();
         let now = clients.all;
         std::mem::replace(&mut clients.most, now)
+    }
+
+    /// All rules, for a call of this client to this path. None: such calls don't count.
+    pub fn let_in(self: &Arc<Self>, client: SocketAddr, path: &str) -> Result<Option<Arc<Entered>>, Refused> {
+        if !counts(path) {
+            return Ok(None);
+        }
+        self.enter(client, reads(path)).map(Some).ok_or(Refused)
+    }
+
+    /// The answer to a call that is not let in.
+    pub fn refusal(&self) -> Response<()> {
+        self.refusal.clone()
     }
 
     /// All rules; `reads`: its answer may be large.
@@ -218,27 +232,16 @@ impl Door {
     }
 }
 
-/// Puts the door before a service.
-#[derive(Clone)]
-pub struct DoorLayer(pub Arc<Door>);
-
-impl<S> Layer<S> for DoorLayer {
-    type Service = DoorService<S>;
-    fn layer(&self, inner: S) -> DoorService<S> {
-        DoorService { inner, door: self.0.clone() }
-    }
-}
-
-/// A service behind the door.
-#[derive(Clone)]
-pub struct DoorService<S> {
-    inner: S,
-    door: Arc<Door>,
-}
-
 /// Calls that count: those of `Kv`, but for streams of sessions.
 fn counts(path: &str) -> bool {
     path.strip_prefix("/quoral.v1.Kv/").is_some_and(|verb| verb != "Session")
+}
+
+fn refusal() -> Response<()> {
+    let status: Status = convert::status(&Failure::early(Cause::Overloaded(RETRY_DELAY)));
+    let mut response = Response::new(());
+    *response.headers_mut() = std::mem::take(status.into_http::<()>().headers_mut());
+    response
 }
 
 /// What a call to this path reads.
@@ -248,70 +251,6 @@ fn reads(path: &str) -> Option<Reads> {
         "Batch" => Some(Reads::Batch),
         "Scan" => Some(Reads::Scan),
         _ => None,
-    }
-}
-
-fn refusal() -> Response<Body> {
-    let status: Status = convert::status(&Failure::early(Cause::Overloaded(RETRY_DELAY)));
-    status.into_http()
-}
-
-impl<S, B> Service<Request<B>> for DoorService<S>
-where
-    S: Service<Request<B>, Response = Response<Body>> + Send,
-    S::Future: Send + 'static,
-    S::Error: Send + 'static,
-{
-    type Response = Response<Body>;
-    type Error = S::Error;
-    type Future = BoxFuture<'static, Result<Response<Body>, S::Error>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let client = request.extensions().get::<ConnectInfo>().map(|info| info.peer);
-        let Some(client) = client.filter(|_| counts(request.uri().path())) else {
-            return Box::pin(self.inner.call(request));
-        };
-        let Some(entered) = self.door.enter(client, reads(request.uri().path())) else {
-            return Box::pin(async { Ok(refusal()) });
-        };
-        request.extensions_mut().insert(entered.clone());
-        let answer = self.inner.call(request);
-        Box::pin(async move {
-            let mut response = answer.await?;
-            let held = response.extensions_mut().remove::<Held>();
-            Ok(response.map(|body| Body::new(Counted { body, _entered: entered, _held: held })))
-        })
-    }
-}
-
-/// An answer that counts until it is taken.
-struct Counted {
-    body: Body,
-    _entered: Arc<Entered>,
-    _held: Option<Held>,
-}
-
-impl http_body::Body for Counted {
-    type Data = <Body as http_body::Body>::Data;
-    type Error = <Body as http_body::Body>::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

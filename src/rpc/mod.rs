@@ -16,6 +16,7 @@ pub mod proto {
 pub mod admission;
 pub mod cluster_service;
 pub mod convert;
+pub mod http2;
 pub mod item;
 pub mod kv_service;
 pub mod malformed;
