@@ -77,7 +77,7 @@ pub struct Coordinator {
     pub key_shares: Mutex<KeyShares>,
     /// Requests that were refused because their key had its share, since it was last asked.
     pub hot_refused: AtomicUsize,
-    /// Requests that ended, how many of them took over half of their time, and how many ended well, likewise.
+    /// Requests that ended, how many of them took over a quarter of their time, and how many ended well, likewise.
     pub ended: [AtomicUsize; 3],
     /// Writes under way that have a request id.
     pub turns: Turns,
@@ -230,7 +230,7 @@ impl Coordinator {
         }
         let [ended, late, well] = &self.ended;
         ended.fetch_add(1, Ordering::Relaxed);
-        late.fetch_add(usize::from(self.since(began) > timeout / 2), Ordering::Relaxed);
+        late.fetch_add(usize::from(self.since(began) > timeout / 4), Ordering::Relaxed);
         well.fetch_add(usize::from(result.is_ok()), Ordering::Relaxed);
     }
 

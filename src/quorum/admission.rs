@@ -7,9 +7,10 @@
 //! 2. While that is over the target, the limit falls by a fifth of what was really under way, if that was more than the
 //!    least: few requests make no queue. While it is below half the target the limit grows by a tenth, used or not, so
 //!    that a node which was busy once takes a burst like any other. Between the two it stays.
-//! 3. When more than half of what ended in a window, and more than a few, took over half of its time, the limit is
+//! 3. When more than half of what ended in a window, and more than a few, took over a quarter of its time, the limit is
 //!    halved, whatever the queues say: work may wait where nobody looks, as at a peer. It keeps what the window did
-//!    well, so that those who came before don't take it down with them.
+//!    well, so that those who came before don't take it down with them. It does not grow while more than an eighth did:
+//!    it would come to where it is halved, and the latest of what was taken on the way would miss their deadlines.
 //! 4. It never leaves its bounds.
 //! 5. A key that everybody wants leaves room for the others: past half the limit one that has its share of that half
 //!    under way is refused ([`KeyShares`]).
@@ -31,7 +32,7 @@ pub struct Window {
     pub most_under_way: usize,
     /// Requests that ended.
     pub ended: usize,
-    /// Of them, those that took over half of their time.
+    /// Of them, those that took over a quarter of their time.
     pub late: usize,
     /// Of them, those that ended well.
     pub well: usize,
@@ -62,7 +63,7 @@ impl Limiter {
             self.limit = (used / 2).max(window.well.min(used));
         } else if window.least_delay > ADMISSION_DELAY && used > REQUESTS_AT_LEAST {
             self.limit = used - used / 5;
-        } else if window.least_delay < ADMISSION_DELAY / 2 {
+        } else if window.least_delay < ADMISSION_DELAY / 2 && window.late <= window.ended / 8 {
             self.limit += (self.limit / 10).max(8);
         }
         self.limit = self.limit.clamp(REQUESTS_AT_LEAST.min(self.most), self.most);
@@ -174,9 +175,12 @@ mod tests {
         // One that had a millisecond says nothing, on a quiet node (it would cut the limit to the least).
         let mut quiet = Limiter::new(8_192);
         assert_eq!(quiet.learn(Window { most_under_way: 1, ended: 1, late: 1, ..Window::default() }), 8_192);
-        // A few that hang on a dead peer are no overload; and what has not ended says nothing.
+        // More than a few are late: it stays. A few that hang on a dead peer are no overload; and what has not ended says
+        // nothing.
         let some = Window { most_under_way: 150, ended: 260, late: 100, well: 160, ..Window::default() };
-        assert!(limiter.learn(some) >= 150);
+        assert_eq!(limiter.learn(some), 150);
+        let few = Window { late: 30, ..some };
+        assert!(limiter.learn(few) > 150);
         assert!(limiter.learn(Window { most_under_way: 200, ..Window::default() }) >= 150);
     }
 
