@@ -26,7 +26,7 @@ use crate::route::{Health, Place, Seen, Table, pick};
 use crate::session::Session;
 
 /// Largest message, as the servers have it.
-const MESSAGE_BYTES: usize = 64 << 20;
+const MESSAGE_BYTES: usize = 1 << 30;
 /// How old the table may be.
 const TABLE_AGE: Duration = Duration::from_secs(30);
 /// How old one may be in which nodes are missing; twice as old each time that they still are.

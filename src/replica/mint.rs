@@ -273,7 +273,7 @@ fn mint_sibling(
     let actor = Actor { node: minter.node, incarnation: line.incarnation, birth: line.birth };
     let dot = Dot { actor, counter: line.counter };
     let stamp = minter.stamp(now, record.stamp().max(write.above), &mut batch)?;
-    let before = record.versions();
+    let (before, bytes_before) = (record.versions(), record.payload_bytes());
     let sibling = Sibling {
         dot,
         past,
@@ -290,8 +290,10 @@ fn mint_sibling(
     if record.versions() > SIBLINGS_MAX && record.versions() > before {
         return Err(MintError::TooManySiblings(before));
     }
-    if record.payload_bytes() > RECORD_BYTES_MAX {
-        return Err(MintError::TooLarge(record.payload_bytes()));
+    // What replicas have merged may be over both limits: a write that makes it less is the way out.
+    let bytes = record.payload_bytes();
+    if bytes > RECORD_BYTES_MAX && bytes > bytes_before {
+        return Err(MintError::TooLarge(bytes));
     }
     Ok(finish(batch, write, Some(line), (old_digest, &record), (now, stamp), Some(dot)))
 }
@@ -483,5 +485,32 @@ mod tests {
         let all = stored::load(&storage, &blind.storage_key).expect("readable").expect("there");
         let resolved = mint_and_write(&storage, &mut m, &write(Conflicts::Siblings, all.record.context()));
         assert_eq!(resolved.versions, 1);
+    }
+
+    #[test]
+    fn the_limit_on_bytes_is_for_writes_that_add_some() {
+        let (storage, mut m) = (MemoryStorage::default(), minter(0));
+        // What two replicas took while they were apart.
+        let actor = Actor { node: NodeId(2), ..dot(1, 1).actor };
+        let value = Payload::Value(Bytes::from(vec![7; RECORD_BYTES_MAX / 4]));
+        let sibling = |counter| Sibling {
+            dot: Dot { actor, counter },
+            past: Context::new(),
+            request: None,
+            stamp: Stamp(counter),
+            payload: value.clone(),
+            expires_at: None,
+        };
+        let merged = Record::Siblings((1..=6).map(sibling).collect());
+        let blind = write(Conflicts::Siblings, Context::new());
+        let mut batch = Batch::new();
+        let bytes = codec::encode_record(&merged);
+        batch.put(blind.storage_key.clone(), stored::encode(&blind.storage_key, None, &bytes));
+        storage.write(&batch).expect("written");
+        let refused = mint(&storage, &mut m, WallMs(1_000), &blind).expect_err("more bytes");
+        assert!(matches!(refused, MintError::TooLarge(bytes) if bytes > RECORD_BYTES_MAX), "{refused}");
+        let one = covering(&[Dot { actor, counter: 1 }]);
+        let fewer = mint_and_write(&storage, &mut m, &write(Conflicts::Siblings, one));
+        assert_eq!(fewer.versions, 6, "one of six is replaced");
     }
 }

@@ -26,8 +26,9 @@ pub const SIBLINGS_WARN: usize = 25;
 pub const SIBLINGS_MAX: usize = 100;
 /// Largest encoded record that a client's write may make: a few siblings of the largest value.
 pub const RECORD_BYTES_MAX: usize = 48 << 20;
-/// Largest message between nodes, and from a client.
-pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// Largest message between nodes, and to a client. While they are apart each home replica may take [`RECORD_BYTES_MAX`] of one
+/// key; what they merge to must be read, so that it can be replaced.
+pub const MESSAGE_BYTES_MAX: usize = 1 << 30;
 /// Longest name of a keyspace, node or zone, in bytes.
 pub const NAME_BYTES: usize = 64;
 /// Most keyspaces in a cluster map: the map travels whole.
@@ -169,6 +170,8 @@ pub const SESSION_REQUEST_BYTES: usize = 32 << 20;
 pub const SESSION_WIDTH: usize = 512;
 /// Bytes of what a session's gets have found and its client has not yet taken, past which gets wait.
 pub const SESSION_ANSWER_BYTES: usize = 32 << 20;
+/// How long a client may take nothing of an answer that waits for it.
+pub const TAKEN_WITHIN: Duration = TIMEOUT_MAX;
 /// Bytes that a session's get sets aside before it begins: 128 such gets at a time.
 pub const SESSION_GET_BYTES: usize = 256 << 10;
 
@@ -258,8 +261,8 @@ pub const GOSSIP_MEMBERS_MAX: usize = 2 * NODES_MAX;
 
 const _: () = assert!(VALUE_BYTES_DEFAULT <= VALUE_BYTES_MAX);
 const _: () = assert!(VALUE_BYTES_MAX * 2 < RECORD_BYTES_MAX);
-const _: () = assert!(RECORD_BYTES_MAX + (1 << 20) < MESSAGE_BYTES_MAX);
-const _: () = assert!(MESSAGE_BYTES_MAX < LINK_BYTES);
+const _: () = assert!(RECORD_BYTES_MAX * N_MAX as usize + (1 << 20) < MESSAGE_BYTES_MAX);
+const _: () = assert!(RECORD_BYTES_MAX + (1 << 20) < LINK_BYTES);
 const _: () = assert!(VALUE_BYTES_MAX / 3 * 4 * 2 < ROW_LINE_BYTES && VALUE_BYTES_MAX < LOAD_BYTES_IN_FLIGHT);
 const _: () = assert!(VALUE_BYTES_MAX < BYTES_IN_FLIGHT && BYTES_IN_FLIGHT < LINK_BYTES);
 const _: () =

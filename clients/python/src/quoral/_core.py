@@ -27,7 +27,7 @@ PAGE = 1_000
 REACHED_WITHIN = 1.0
 #: Of gRPC: messages up to what a node takes and gives; its own retries off; a node that is back is found soon.
 OPTIONS: Tuple[Tuple[str, int], ...] = (
-    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.max_receive_message_length", 1 << 30),
     ("grpc.max_send_message_length", 64 << 20),
     ("grpc.enable_retries", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
