@@ -12,8 +12,10 @@
 //!    are refused, and so is what they have found. One that does not read stands in its own way, not in the others'.
 //! 4. What a call will find is guessed from what the same client's calls of its kind found of late, and set aside
 //!    until it is known. One answer is always let in, however large.
-//!
-//! Streams of sessions are let in at once: their requests are admitted one by one, by the node.
+//! 5. When half of all bytes is untaken, only clients that have less than their share of that half get more.
+//! 6. All streams of sessions of a client count together: what their gets find as rule 3 says, and the bytes of their
+//!    requests that have no answer yet, of which a client may have as many. The requests themselves are admitted one
+//!    by one, by the node.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -54,6 +56,10 @@ pub struct Refused;
 struct Clients {
     by: BTreeMap<SocketAddr, Client>,
     all: usize,
+    /// Clients that have a call under way.
+    callers: usize,
+    /// What all clients leave untaken.
+    bytes: usize,
     /// The most since it was last asked for.
     most: usize,
     /// About what a call finds, by kind, whoever made it.
@@ -64,9 +70,35 @@ struct Clients {
 #[derive(Debug, Default, Clone, Copy)]
 struct Client {
     calls: usize,
+    /// Streams of sessions.
+    streams: usize,
     bytes: usize,
+    /// Bytes of requests of streams that have no answer yet.
+    asked: usize,
     /// About what a call of its own finds.
     usual: Usual,
+}
+
+impl Clients {
+    /// Of this client, which is there for as long as a call or a stream of its is.
+    fn add(&mut self, client: SocketAddr, bytes: usize) {
+        self.by.entry(client).or_default().bytes += bytes;
+        self.bytes += bytes;
+    }
+
+    fn take(&mut self, client: SocketAddr, bytes: usize) {
+        if let Some(client) = self.by.get_mut(&client) {
+            client.bytes = client.bytes.saturating_sub(bytes);
+            self.bytes = self.bytes.saturating_sub(bytes);
+        }
+    }
+
+    /// Rules 3 and 5: whether there is room for more of this client, which may have `most`.
+    fn has_room(&self, client: &Client, bytes: usize, most: usize) -> bool {
+        let (mine, half) = (client.bytes + bytes, most.saturating_mul(2));
+        let share = || half / self.by.values().filter(|client| client.bytes > 0).count().max(1);
+        client.bytes == 0 || (mine <= most && (self.bytes + bytes <= half || mine <= share()))
+    }
 }
 
 /// Calls whose answers may be large.
@@ -95,11 +127,13 @@ impl Usual {
     }
 }
 
-/// One call that was let in, until it is dropped. Its handler finds it in the request's extensions.
+/// One call, or stream of a session, that was let in, until it is dropped. Its handler finds it in the request's
+/// extensions.
 #[derive(Debug)]
 pub struct Entered {
     door: Arc<Door>,
     client: SocketAddr,
+    is_stream: bool,
     reads: Option<Reads>,
     /// What was set aside for what it will find.
     expected: AtomicUsize,
@@ -111,36 +145,64 @@ impl Entered {
     pub fn hold(self: &Arc<Self>, bytes: usize) -> Option<ClientBytes> {
         let mut clients = self.door.clients();
         let expected = self.expected.swap(0, Ordering::Relaxed);
+        clients.take(self.client, expected);
         if let Some(reads) = self.reads {
             clients.usual.learn(reads, bytes);
+            clients.by.entry(self.client).or_default().usual.learn(reads, bytes);
         }
-        // It is there for as long as this call is.
-        let client = clients.by.entry(self.client).or_default();
-        client.bytes = client.bytes.saturating_sub(expected);
-        if let Some(reads) = self.reads {
-            client.usual.learn(reads, bytes);
-        }
-        if bytes > 0 && client.bytes > 0 && client.bytes + bytes > self.door.client_bytes {
+        self.count(clients, bytes)
+    }
+
+    /// Sets aside what a get on a stream will find, as a call does when it enters.
+    pub fn expect(self: &Arc<Self>) -> Option<ClientBytes> {
+        let clients = self.door.clients();
+        let expected = clients.by.get(&self.client).map_or(0, |mine| mine.usual.of(self.reads));
+        self.count(clients, expected)
+    }
+
+    fn count(self: &Arc<Self>, mut clients: MutexGuard<'_, Clients>, bytes: usize) -> Option<ClientBytes> {
+        let mine = clients.by.get(&self.client).copied().unwrap_or_default();
+        if bytes > 0 && !clients.has_room(&mine, bytes, self.door.client_bytes) {
             drop(clients);
             self.door.refused.fetch_add(1, Ordering::Relaxed);
             return None;
         }
-        client.bytes += bytes;
-        drop(clients);
-        Some(ClientBytes { call: self.clone(), bytes })
+        clients.add(self.client, bytes);
+        Some(ClientBytes { call: self.clone(), bytes, are_asked: false })
+    }
+
+    /// Counts the bytes of a request that came on a stream, until it has its answer; none if the client's streams have
+    /// too much of that under way. One request is always let in.
+    pub fn ask(self: &Arc<Self>, bytes: usize) -> Option<ClientBytes> {
+        let mut clients = self.door.clients();
+        let mine = clients.by.entry(self.client).or_default();
+        if mine.asked > 0 && mine.asked + bytes > self.door.client_bytes {
+            return None;
+        }
+        mine.asked += bytes;
+        Some(ClientBytes { call: self.clone(), bytes, are_asked: true })
+    }
+
+    /// The most bytes that its client may leave untaken.
+    pub fn client_bytes(&self) -> usize {
+        self.door.client_bytes
     }
 }
 
 impl Drop for Entered {
     fn drop(&mut self) {
         let mut clients = self.door.clients();
-        clients.all = clients.all.saturating_sub(1);
-        if let Some(client) = clients.by.get_mut(&self.client) {
-            client.calls = client.calls.saturating_sub(1);
-            client.bytes = client.bytes.saturating_sub(self.expected.load(Ordering::Relaxed));
-            if client.calls == 0 {
-                clients.by.remove(&self.client);
-            }
+        clients.take(self.client, self.expected.load(Ordering::Relaxed));
+        let Some(client) = clients.by.get_mut(&self.client) else { return };
+        client.calls -= usize::from(!self.is_stream);
+        client.streams -= usize::from(self.is_stream);
+        let (calls, is_gone) = (client.calls, client.calls + client.streams == 0);
+        if !self.is_stream {
+            clients.all = clients.all.saturating_sub(1);
+            clients.callers -= usize::from(calls == 0);
+        }
+        if is_gone {
+            clients.by.remove(&self.client);
         }
     }
 }
@@ -150,12 +212,17 @@ impl Drop for Entered {
 pub struct ClientBytes {
     call: Arc<Entered>,
     bytes: usize,
+    /// They are of a request.
+    are_asked: bool,
 }
 
 impl Drop for ClientBytes {
     fn drop(&mut self) {
-        if let Some(client) = self.call.door.clients().by.get_mut(&self.call.client) {
-            client.bytes = client.bytes.saturating_sub(self.bytes);
+        let mut clients = self.call.door.clients();
+        if !self.are_asked {
+            clients.take(self.call.client, self.bytes);
+        } else if let Some(client) = clients.by.get_mut(&self.call.client) {
+            client.asked = client.asked.saturating_sub(self.bytes);
         }
     }
 }
@@ -195,10 +262,20 @@ impl Door {
 
     /// All rules, for a call of this client to this path. None: such calls don't count.
     pub fn let_in(self: &Arc<Self>, client: SocketAddr, path: &str) -> Result<Option<Arc<Entered>>, Refused> {
-        if !counts(path) {
-            return Ok(None);
+        match path.strip_prefix("/quoral.v1.Kv/") {
+            None => Ok(None),
+            Some("Session") => Ok(Some(self.enter_stream(client))),
+            Some(verb) => self.enter(client, reads(verb)).map(Some).ok_or(Refused),
         }
-        self.enter(client, reads(path)).map(Some).ok_or(Refused)
+    }
+
+    /// Rule 6.
+    pub fn enter_stream(self: &Arc<Self>, client: SocketAddr) -> Arc<Entered> {
+        let mut clients = self.clients();
+        let usual = clients.usual;
+        clients.by.entry(client).or_insert_with(|| Client { usual, ..Client::default() }).streams += 1;
+        let (door, expected) = (self.clone(), AtomicUsize::new(0));
+        Arc::new(Entered { door, client, is_stream: true, reads: Some(Reads::Get), expected })
     }
 
     /// The answer to a call that is not let in.
@@ -213,9 +290,9 @@ impl Door {
         let usual = clients.usual;
         let new = || Client { usual, ..Client::default() };
         let mine = clients.by.get(&client).copied().unwrap_or_else(new);
-        let others = clients.by.len() - usize::from(mine.calls > 0);
+        let others = clients.callers - usize::from(mine.calls > 0);
         let expected = mine.usual.of(reads);
-        let is_slow = reads.is_some() && mine.bytes > 0 && mine.bytes + expected > self.client_bytes;
+        let is_slow = reads.is_some() && !clients.has_room(&mine, expected, self.client_bytes);
         let share = (limit / (others + 1)).max(1);
         let is_full = clients.all >= limit && (mine.calls >= share || clients.all >= limit.saturating_mul(2));
         if is_full || is_slow {
@@ -224,17 +301,13 @@ impl Door {
             return None;
         }
         clients.all += 1;
+        clients.callers += usize::from(mine.calls == 0);
         clients.most = clients.most.max(clients.all);
-        let mine = clients.by.entry(client).or_insert_with(new);
-        mine.calls += 1;
-        mine.bytes += expected;
-        Some(Arc::new(Entered { door: self.clone(), client, reads, expected: AtomicUsize::new(expected) }))
+        clients.by.entry(client).or_insert_with(new).calls += 1;
+        clients.add(client, expected);
+        let (door, expected) = (self.clone(), AtomicUsize::new(expected));
+        Some(Arc::new(Entered { door, client, is_stream: false, reads, expected }))
     }
-}
-
-/// Calls that count: those of `Kv`, but for streams of sessions.
-fn counts(path: &str) -> bool {
-    path.strip_prefix("/quoral.v1.Kv/").is_some_and(|verb| verb != "Session")
 }
 
 fn refusal() -> Response<()> {
@@ -244,9 +317,9 @@ fn refusal() -> Response<()> {
     response
 }
 
-/// What a call to this path reads.
-fn reads(path: &str) -> Option<Reads> {
-    match path.strip_prefix("/quoral.v1.Kv/")? {
+/// What a call reads.
+fn reads(verb: &str) -> Option<Reads> {
+    match verb {
         "Get" => Some(Reads::Get),
         "Batch" => Some(Reads::Batch),
         "Scan" => Some(Reads::Scan),
@@ -341,9 +414,47 @@ mod tests {
 
     #[test]
     fn what_counts_is_said_by_the_path() {
-        assert!(counts("/quoral.v1.Kv/Put") && counts("/quoral.v1.Kv/Batch"));
-        assert!(!counts("/quoral.v1.Kv/Session") && !counts("/grpc.health.v1.Health/Check"));
-        let found = ["Put", "Get", "Batch", "Scan"].map(|verb| reads(&format!("/quoral.v1.Kv/{verb}")));
+        let door = Arc::new(Door::new(1, 100));
+        let let_in = |path: &str| door.let_in(client(1), path);
+        let _one = let_in("/quoral.v1.Kv/Put").expect("there is room");
+        assert!(let_in("/quoral.v1.Kv/Batch").is_err(), "past the limit");
+        assert!(let_in("/quoral.v1.Kv/Session").is_ok_and(|entered| entered.is_some()));
+        assert!(let_in("/grpc.health.v1.Health/Check").is_ok_and(|entered| entered.is_none()));
+        let found = ["Put", "Get", "Batch", "Scan"].map(reads);
         assert_eq!(found, [None, GET, Some(Reads::Batch), Some(Reads::Scan)]);
+    }
+
+    #[test]
+    fn all_streams_of_a_client_count_together() {
+        let door = Arc::new(Door::new(1, 400));
+        let streams = [door.enter_stream(client(1)), door.enter_stream(client(1))];
+        let found: Vec<_> = (0..10).map_while(|n| streams[n % 2].hold(30)).collect();
+        assert_eq!(found.len(), 3, "a quarter of the bytes");
+        assert!(door.enter(client(1), None).is_some(), "a stream is no call under way");
+        // Requests that have no answer yet count by themselves, and one is always let in.
+        let large = streams[0].ask(1_000).expect("the first");
+        assert!(streams[1].ask(1).is_none());
+        drop(large);
+        let asked: Vec<_> = (0..10).map_while(|n| streams[n % 2].ask(40)).collect();
+        assert_eq!(asked.len(), 2);
+        drop(streams);
+        assert_eq!(door.clients().by.len(), 1, "what is not taken is still counted");
+        drop((found, asked));
+        assert!(door.clients().by.is_empty());
+        assert_eq!(door.clients().bytes, 0);
+    }
+
+    #[test]
+    fn many_clients_that_do_not_read_leave_room() {
+        let door = Arc::new(Door::new(1_000, 4_000));
+        let mut held = Vec::new();
+        for number in 0..8 {
+            let stream = door.enter_stream(client(number));
+            let found: Vec<_> = std::iter::from_fn(|| stream.hold(10)).collect();
+            held.push(found.len());
+            std::mem::forget(found);
+        }
+        // Two have a quarter each; those that follow their share of the half.
+        assert_eq!(held, [100, 100, 66, 50, 40, 33, 28, 25]);
     }
 }

@@ -6,7 +6,9 @@
 //!    waits behind calls that are served.
 //! 2. What a turn refuses is sent together.
 //! 3. Each call that is let in has a task, which ends early when the client takes its call back.
-//! 4. A connection that leaves a ping unanswered is closed; its calls end with it.
+//! 4. A client that takes nothing of what waits for it for [`TAKEN_WITHIN`] loses that call, or stream: what it holds
+//!    here is for others.
+//! 5. A connection that leaves a ping unanswered is closed; its calls end with it.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -28,6 +30,7 @@ use tower::Service;
 
 use super::admission::{Door, Entered, Held};
 use super::transport::{ConnectInfo, Connection};
+use crate::types::limits::TAKEN_WITHIN;
 
 /// Streams of one connection at a time.
 const STREAMS: u32 = 4_096;
@@ -220,7 +223,11 @@ async fn send_data(mut data: Bytes, stream: &mut SendStream<Bytes>) -> Result<()
             Poll::Ready(Err(error)) => Poll::Ready(Some(Err(error))),
             Poll::Pending => stream.poll_capacity(cx),
         });
-        let Some(room) = room.await else { return Err(Reason::CANCEL.into()) };
+        let Ok(room) = tokio::time::timeout(TAKEN_WITHIN, room).await else {
+            stream.send_reset(Reason::CANCEL);
+            return Err(Reason::CANCEL.into());
+        };
+        let Some(room) = room else { return Err(Reason::CANCEL.into()) };
         stream.send_data(data.split_to(room?.min(data.len())), false)?;
     }
     Ok(())
@@ -372,5 +379,25 @@ mod tests {
             taken
         };
         assert_eq!(tokio::join!(body, answer).1, sent.len());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_not_taken_for_long_is_given_up() {
+        let (client, gate, begun) = start(3).await;
+        gate.send_replace(true);
+        let began = Instant::now();
+        // It comes back, and the client takes as much as its window has.
+        let (response, _sent) = call(&client, Bytes::from(vec![7; 1 << 20])).await;
+        let mut body = response.await.expect("an answer").into_body();
+        let mut taken = 0;
+        let error = loop {
+            match body.data().await.expect("it does not end well") {
+                Ok(data) => taken += data.len(),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!((error.reason(), error.is_remote()), (Some(Reason::CANCEL), true), "{error}");
+        assert!(taken > 0 && began.elapsed() >= TAKEN_WITHIN, "{taken} after {:?}", began.elapsed());
+        begun.subscribe().wait_for(|begun| *begun == 0).await.expect("nothing is left of it");
     }
 }

@@ -57,13 +57,13 @@ impl<H: KvHandler> KvService<H> {
         KvService { node }
     }
 
-    /// Counts what was found against its client, if the door knows of one, and against the node.
     fn hold(&self, call: Option<&Arc<Entered>>, bytes: usize) -> Result<Held, Failure> {
         hold(&*self.node, call, bytes)
     }
 }
 
-fn hold<H: KvHandler>(node: &H, call: Option<&Arc<Entered>>, bytes: usize) -> Result<Held, Failure> {
+/// Counts what was found against its client, if the door knows of one, and against the node.
+pub fn hold<H: KvHandler>(node: &H, call: Option<&Arc<Entered>>, bytes: usize) -> Result<Held, Failure> {
     let own = match call {
         Some(call) => {
             let overloaded = || Failure::early(Cause::Overloaded(RETRY_DELAY));
@@ -190,6 +190,7 @@ impl<H: KvHandler> Kv for KvService<H> {
         &self,
         request: Request<Streaming<proto::SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        Ok(Response::new(session::open(self.node.clone(), request.into_inner())))
+        let client = request.extensions().get::<Arc<Entered>>().cloned();
+        Ok(Response::new(session::open(self.node.clone(), client, request.into_inner())))
     }
 }

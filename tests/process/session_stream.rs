@@ -4,11 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use quoral::rpc::proto::kv_client::KvClient;
 use quoral::rpc::proto::{self, SessionRequest, SessionResponse, session_request, session_response::Outcome};
 use quoral::types::limits;
 use rustix::process::Signal;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
 use tonic::{Code, Streaming};
 
 use crate::client::{self, bytes, get, kv, put};
@@ -21,8 +23,12 @@ struct Session {
 
 impl Session {
     async fn open(node: &Node) -> Session {
+        Session::open_on(&mut kv(node.client)).await
+    }
+
+    async fn open_on(client: &mut KvClient<Channel>) -> Session {
         let (send, requests) = mpsc::channel(16);
-        let answers = kv(node.client).session(ReceiverStream::new(requests)).await.expect("a session");
+        let answers = client.session(ReceiverStream::new(requests)).await.expect("a session");
         Session { send, answers: answers.into_inner() }
     }
 
@@ -211,6 +217,45 @@ async fn a_slow_reader_of_large_values_holds_little_memory() {
         assert_eq!(found(&outcome)[0].len(), 1 << 20, "a value is whole");
     }
     drop(session);
+    wait_for_none(node);
+    cluster.check();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_streams_of_a_slow_reader_hold_no_more_than_one() {
+    let _alone = alone();
+    let mut cluster = Cluster::start(3);
+    let mut writer = kv(cluster.nodes[0].client);
+    writer.put(put("large", vec![7; 1 << 20])).await.expect("put");
+    let node = &cluster.nodes[0];
+    let mut client = kv(node.client);
+    let mut sessions = Vec::new();
+    for _ in 0..10 {
+        let session = Session::open_on(&mut client).await;
+        for n in 0..10 {
+            session.send(n, a_get("large".to_owned())).await;
+        }
+        sessions.push(session);
+    }
+    let client_bytes = i64::try_from(limits::BYTES_IN_FLIGHT / 4).expect("small");
+    eventually(Duration::from_secs(60), || match metric(node, "quoral_session_answer_bytes")? {
+        bytes if bytes > client_bytes / 2 => Ok(()),
+        bytes => Err(format!("{bytes} bytes")),
+    });
+    for _ in 0..20 {
+        let bytes = metric(node, "quoral_session_answer_bytes").expect("a metric");
+        assert!(bytes <= client_bytes, "{bytes} bytes");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // Others write and read meanwhile.
+    writer.put(put("small", "v")).await.expect("put");
+    assert_eq!(writer.get(get("large")).await.expect("get").get_ref().siblings[0].value.len(), 1 << 20);
+    // And as they are read, all are served.
+    let finished: Vec<_> = sessions.into_iter().map(|session| tokio::spawn(session.finish())).collect();
+    for outcomes in finished {
+        let outcomes = outcomes.await.expect("no panic");
+        assert!(outcomes.len() == 10 && outcomes.values().all(|outcome| found(outcome)[0].len() == 1 << 20));
+    }
     wait_for_none(node);
     cluster.check();
 }
