@@ -37,7 +37,8 @@ const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
   quoral dump --keyspace carts | quoral load - --keyspace carts2
 
 A line is {\"key\": text, \"sort\": text, \"value\": text}, as `quoral load` takes it; bytes that are not text are in
-key_b64, sort_b64, value_b64. A key with siblings has a line for each.")]
+key_b64, sort_b64, value_b64. A key with siblings has a line for each. A value with a time to live has
+\"expires_at_ms\": milliseconds since 1970.")]
 pub struct DumpArgs {
     /// Write to this file instead of stdout; a dump that was stopped goes on.
     #[arg(long, value_name = "FILE")]
@@ -164,7 +165,7 @@ fn write_page(buffer: &mut Vec<u8>, page: &ScanResponse) -> u64 {
     for entry in &page.entries {
         for sibling in &entry.siblings {
             // A Vec takes everything, and strings and base64 always serialize.
-            let _ = rows::write(buffer, &entry.key, &entry.sort, &sibling.value);
+            let _ = rows::write(buffer, &entry.key, &entry.sort, &sibling.value, sibling.expires_at_ms);
             count += 1;
         }
     }

@@ -258,6 +258,9 @@ impl DelArgs {
 impl GetArgs {
     /// Gets, and prints the value, or all of them.
     pub async fn run(self, global: &Global) -> CliResult {
+        if self.file.is_some() && global.json() {
+            return Err(CliError::usage("get: --file writes the value alone; it can't be used with -o json"));
+        }
         let key = self.key.parse()?;
         let client = global.client()?;
         let request = proto::GetRequest {

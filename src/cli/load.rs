@@ -51,7 +51,8 @@ const TICK: Duration = Duration::from_millis(100);
   jq -Rc '{key: ., value: \"\"}' /usr/share/dict/words | quoral load -
 
 A row is {\"key\": text, \"sort\": text, \"value\": text}; sort may be absent, and each field has a twin (key_b64,
-sort_b64, value_b64) for base64. A load that was stopped goes on where it was when the same command is
+sort_b64, value_b64) for base64. \"expires_at_ms\": milliseconds since 1970; a row whose time is up is left out.
+A load that was stopped goes on where it was when the same command is
 given again: FILE.progress remembers, until the load is done.")]
 pub struct LoadArgs {
     /// The file; '-' means stdin (which can't be resumed).

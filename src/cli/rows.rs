@@ -1,15 +1,16 @@
 //! Rows: the one format that `load` reads and `dump` writes, NDJSON, one object a line.
 //!
-//! `{"key": text, "sort": text, "value": text}`. Each field has a twin `…_b64` with base64 for bytes that
-//! are not text; `sort` may be absent, which means the empty sort key. `dump` writes text where the bytes
-//! are UTF-8 and base64 where they are not, so a dump is read back to the same bytes.
+//! `{"key": text, "sort": text, "value": text, "expires_at_ms": number}`. Each text has a twin `…_b64` with base64 for
+//! bytes that are not text; `sort` may be absent, which means the empty sort key, and so may `expires_at_ms`, which means
+//! never (or when the keyspace says). `dump` writes text where the bytes are UTF-8 and base64 where they are not, so a
+//! dump is read back to the same bytes.
 //!
 //! Invariants:
 //! 1. Parsing is strict: a field that is unknown, stands twice, or has the wrong type is refused, and
 //!    the error names it. Nothing is guessed.
 //! 2. `parse(write(row)) == row` for every row.
 //!
-//! What it does not do: it carries neither stamps nor contexts nor times to live.
+//! What it does not do: it carries neither stamps nor contexts.
 
 use std::fmt;
 use std::io;
@@ -34,6 +35,8 @@ pub struct Row {
     pub key: Key,
     /// The value, within the most that a node can be configured to take.
     pub value: Bytes,
+    /// Milliseconds since 1970 from which on the value is gone.
+    pub expires_at_ms: Option<u64>,
 }
 
 /// The fields of an object in order, repeated ones included.
@@ -83,15 +86,28 @@ pub fn parse(line: &[u8]) -> Result<Row, Invalid> {
         let problem = text.rfind(" at line ").map_or(text.as_str(), |end| &text[..end]);
         Invalid::new("row", format!("is not a JSON object: {problem} (column {})", bad.column()))
     })?;
-    let (mut key, mut sort, mut value) = (None, None, None);
+    let (mut key, mut sort, mut value, mut expires_at_ms) = (None, None, None, None);
     for (name, given) in fields {
+        if name == "expires_at_ms" {
+            if expires_at_ms.is_some() {
+                return Err(Invalid::new(name, "is given twice"));
+            }
+            let time = given.as_u64().filter(|time| *time > 0);
+            let problem =
+                || Invalid::new(name, format!("is {given}, must be a whole number of milliseconds above 0"));
+            expires_at_ms = Some(time.ok_or_else(problem)?);
+            continue;
+        }
         let (slot, base) = match name.as_str() {
             "key" | "key_b64" => (&mut key, "key"),
             "sort" | "sort_b64" => (&mut sort, "sort"),
             "value" | "value_b64" => (&mut value, "value"),
             _ => {
                 let name: String = name.chars().take(80).collect();
-                return Err(Invalid::new(name, "is no field of a row: key, sort, value, or one with _b64"));
+                return Err(Invalid::new(
+                    name,
+                    "is no field of a row: key, sort, value, or one with _b64, or expires_at_ms",
+                ));
             }
         };
         if slot.is_some() {
@@ -102,7 +118,7 @@ pub fn parse(line: &[u8]) -> Result<Row, Invalid> {
     let key = key.ok_or_else(|| Invalid::new("key", "is missing (key or key_b64)"))?;
     let value = value.ok_or_else(|| Invalid::new("value", "is missing (value or value_b64)"))?;
     Invalid::check_max("value", value.len(), limits::VALUE_BYTES_MAX, "bytes")?;
-    Ok(Row { key: Key::new(key, sort.unwrap_or_default())?, value })
+    Ok(Row { key: Key::new(key, sort.unwrap_or_default())?, value, expires_at_ms })
 }
 
 /// A row as it is written: each part as text if it is UTF-8, else in base64.
@@ -110,6 +126,8 @@ struct Line<'a> {
     key: &'a [u8],
     sort: &'a [u8],
     value: &'a [u8],
+    /// 0 means never.
+    expires_at_ms: u64,
 }
 
 impl Serialize for Line<'_> {
@@ -127,13 +145,22 @@ impl Serialize for Line<'_> {
                 Err(_) => object.serialize_entry(base64, &BASE64.encode(bytes))?,
             }
         }
+        if self.expires_at_ms > 0 {
+            object.serialize_entry("expires_at_ms", &self.expires_at_ms)?;
+        }
         object.end()
     }
 }
 
-/// Writes one line, its end included.
-pub fn write(out: &mut impl io::Write, key: &[u8], sort: &[u8], value: &[u8]) -> io::Result<()> {
-    serde_json::to_writer(&mut *out, &Line { key, sort, value })?;
+/// Writes one line, its end included. `expires_at_ms`: 0 means never.
+pub fn write(
+    out: &mut impl io::Write,
+    key: &[u8],
+    sort: &[u8],
+    value: &[u8],
+    expires_at_ms: u64,
+) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, &Line { key, sort, value, expires_at_ms })?;
     out.write_all(b"\n")
 }
 
@@ -144,7 +171,7 @@ mod tests {
 
     fn row(key: &[u8], sort: &[u8], value: &[u8]) -> Row {
         let key = Key::new(key.to_vec(), sort.to_vec()).expect("within the limits");
-        Row { key, value: value.to_vec().into() }
+        Row { key, value: value.to_vec().into(), expires_at_ms: None }
     }
 
     fn problem(line: &str) -> String {
@@ -177,6 +204,9 @@ mod tests {
             (r#"{"key":"a","key_b64":"YQ==","value":"b"}"#, "key_b64", "twice"),
             (r#"{"key":"a","value":"b","value":"c"}"#, "value", "twice"),
             (r#"{"key":"a","value":"b","ttl":"1s"}"#, "ttl", "no field"),
+            (r#"{"key":"a","value":"b","expires_at_ms":0}"#, "expires_at_ms", "is 0, must be"),
+            (r#"{"key":"a","value":"b","expires_at_ms":"x"}"#, "expires_at_ms", "whole number"),
+            (r#"{"key":"a","value":"b","expires_at_ms":7,"expires_at_ms":8}"#, "expires_at_ms", "twice"),
             (r#"{"key":"a","value":"b"} x"#, "row", "column 25"),
             (r#"{"key":"a","value":"b""#, "row", "column 22"),
             (r#"["a","b"]"#, "row", "object"),
@@ -199,11 +229,12 @@ mod tests {
             key in proptest::collection::vec(any::<u8>(), 1..20),
             sort in proptest::collection::vec(any::<u8>(), 0..20),
             value in proptest::collection::vec(any::<u8>(), 0..60),
+            expires_at_ms in proptest::option::of(1..u64::MAX),
         ) {
             let mut line = Vec::new();
-            write(&mut line, &key, &sort, &value).expect("a Vec takes all");
+            write(&mut line, &key, &sort, &value, expires_at_ms.unwrap_or(0)).expect("a Vec takes all");
             prop_assert_eq!(line.iter().filter(|b| **b == b'\n').count(), 1, "one line");
-            prop_assert_eq!(parse(&line), Ok(row(&key, &sort, &value)));
+            prop_assert_eq!(parse(&line), Ok(Row { expires_at_ms, ..row(&key, &sort, &value) }));
         }
 
         #[test]

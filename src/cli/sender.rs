@@ -6,6 +6,8 @@
 //!
 //! Rows go to a home replica of their key, over one stream to each node, and to another node when that one fails.
 //!
+//! A row with a time to live gets the rest of it; one whose time is up is left out.
+//!
 //! A row's time bounds its last attempt too. When it is up, the last answer of a node is told.
 
 use std::time::Duration;
@@ -18,6 +20,7 @@ use super::client::{self, Worst, has_time};
 use super::output::{CliError, Exit};
 use super::request::client_level;
 use super::rows::Row;
+use crate::node::env::{Clock as _, SystemClock};
 use crate::types::policy::Level;
 
 /// First pause before a row is sent again; doubled each time.
@@ -48,6 +51,11 @@ fn is_final(error: &CliError) -> bool {
             | "UNIMPLEMENTED"
             | "FAILED_PRECONDITION"
     )
+}
+
+/// The wall clock, as rows have it.
+fn now_ms() -> u64 {
+    SystemClock::default().wall().0
 }
 
 impl Sender {
@@ -117,7 +125,13 @@ impl Sender {
                 return Err(CliError::new(Exit::Unavailable, "no time is left to send it; nothing was sent"));
             }
         }
-        let put = self.keyspace.put(key, row.value.clone()).timeout(self.within(end));
+        let mut put = self.keyspace.put(key, row.value.clone()).timeout(self.within(end));
+        if let Some(ttl) = row.expires_at_ms.map(|at| Duration::from_millis(at.saturating_sub(now_ms()))) {
+            if ttl.is_zero() {
+                return Ok(());
+            }
+            put = put.ttl(ttl);
+        }
         let put = match self.w {
             Some(w) => put.w(client_level(w)),
             None => put,

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use fake::{Fault, Node, Shared, failure, lock, no_faults, set_faults, shared, unavailable, unsure};
 use quoral::cli::rows;
+use quoral::node::env::{Clock as _, SystemClock};
 use quoral::rpc::proto::Applied;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
@@ -324,7 +325,7 @@ fn some_rows(count: u32) -> (String, BTreeSet<Vec<u8>>) {
             if i % 10 == 0 { vec![0xff, (i >> 8) as u8, i as u8] } else { format!("key {i}").into_bytes() };
         let sort = if i % 3 == 0 { format!("s{i}") } else { String::new() };
         let value = if i % 7 == 0 { vec![0x80, i as u8] } else { format!("värde\n{i}").into_bytes() };
-        rows::write(&mut file, &key, sort.as_bytes(), &value).expect("a Vec takes all");
+        rows::write(&mut file, &key, sort.as_bytes(), &value, 0).expect("a Vec takes all");
     }
     let text = String::from_utf8(file).expect("JSON is text");
     let set = lines(text.as_bytes());
@@ -392,6 +393,20 @@ async fn load_and_dump_are_equal_as_sets_through_failures() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_row_is_loaded_with_the_rest_of_its_time() {
+    let world = World::new().await;
+    let now = SystemClock::default().wall().0;
+    let row =
+        |expires_at_ms| format!("{{\"key\":\"k\",\"value\":\"v\",\"expires_at_ms\":{expires_at_ms}}}\n");
+    world.run_with(&["load", "-"], row(now + 3_600_000).as_bytes()).await.exits(0);
+    let put = lock(&world.shared).last_put.take().expect("a put");
+    assert!((3_000_000..=3_600_000).contains(&put.ttl_ms), "{}", put.ttl_ms);
+    // One whose time is up is left out.
+    world.run_with(&["load", "-"], row(now - 1).as_bytes()).await.exits(0);
+    assert!(lock(&world.shared).last_put.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn of_two_rows_of_one_key_the_last_wins() {
     let world = World::new().await;
     // Every other attempt fails, so that rows overtake each other if they can.
@@ -401,7 +416,7 @@ async fn of_two_rows_of_one_key_the_last_wins() {
     });
     let mut text = Vec::new();
     for i in 0..60_u32 {
-        rows::write(&mut text, format!("k{}", i % 20).as_bytes(), b"", format!("{i}").as_bytes())
+        rows::write(&mut text, format!("k{}", i % 20).as_bytes(), b"", format!("{i}").as_bytes(), 0)
             .expect("written");
     }
     world.run_with(&["load", "-"], &text).await.exits(0);
