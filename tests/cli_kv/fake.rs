@@ -447,3 +447,17 @@ impl Cluster for Fake {
         Err(Status::unimplemented("explain"))
     }
 }
+
+/// Faults by chance, from a seed: a quarter of requests fails, some of them after they were applied.
+pub fn random_faults(seed: u64) -> impl FnMut(&str) -> Option<Fault> + Send + 'static {
+    let mut state = seed;
+    move |_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        match state >> 60 {
+            0 | 1 => Some(Fault::Before(unavailable())),
+            2 => Some(Fault::After(unsure())),
+            3 => Some(Fault::After(failure(Code::ResourceExhausted, "overloaded", Applied::No, 0, 0))),
+            _ => None,
+        }
+    }
+}
