@@ -16,6 +16,7 @@ use quoral::hinted::delivery;
 use quoral::machine::Machine;
 use quoral::quorum::page::Single;
 use quoral::quorum::{put, read};
+use quoral::replica::heal::{self, Heal};
 use quoral::tombstone::reap::{self, Reap};
 use quoral::types::error::{Applied, Cause, Failure};
 use quoral::types::ids::{LayoutVersion, NodeId};
@@ -297,6 +298,39 @@ impl Scripted for ExchangeScript {
     }
 }
 
+struct HealScript(Heal);
+
+impl HealScript {
+    fn begin(words: &[&str]) -> HealScript {
+        let o = options(words);
+        HealScript(Heal::new(nodes(o.get("others").map_or("", String::as_str))))
+    }
+}
+
+impl Scripted for HealScript {
+    fn feed(&mut self, now: Mono, words: &[&str]) -> Vec<String> {
+        let event = match words {
+            ["start"] => heal::Event::Start,
+            ["version", from] => heal::Event::Answered(node(from), true),
+            ["nothing", from] => heal::Event::Answered(node(from), false),
+            ["failed", from] => heal::Event::Failed(node(from)),
+            other => panic!("{other:?} is no event"),
+        };
+        let mut effects = Vec::new();
+        self.0.step(now, event, &mut effects);
+        self.0.check_invariants();
+        let show = |effect: &heal::Effect| match effect {
+            heal::Effect::Ask(to) => format!("ask {}", name(*to)),
+            heal::Effect::Restore => "restore".to_owned(),
+            heal::Effect::WaitFor(which) => {
+                format!("wait-for {}", which.iter().map(|id| name(*id)).collect::<Vec<_>>().join(","))
+            }
+            heal::Effect::NoVersion => "no-version".to_owned(),
+        };
+        effects.iter().map(show).collect()
+    }
+}
+
 struct ReapScript(Reap);
 
 impl ReapScript {
@@ -363,6 +397,10 @@ fn run(text: &str) -> String {
                 machine = Some(Box::new(HintScript::begin(pace)));
                 writeln!(out, "{line}").expect("a String takes all");
             }
+            ["heal", plan @ ..] => {
+                machine = Some(Box::new(HealScript::begin(plan)));
+                writeln!(out, "{line}").expect("a String takes all");
+            }
             ["reap", plan @ ..] => {
                 machine = Some(Box::new(ReapScript::begin(plan)));
                 writeln!(out, "{line}").expect("a String takes all");
@@ -395,9 +433,10 @@ fn every_script_is_what_the_machine_does() {
     let folder = |name: &str| std::fs::read_dir(root.join(name)).expect("a folder of scripts");
     let entries = folder("src/quorum/scripts").chain(folder("src/hinted/scripts"));
     let entries = entries.chain(folder("src/antientropy/scripts")).chain(folder("src/tombstone/scripts"));
+    let entries = entries.chain(folder("src/replica/scripts"));
     let mut scripts: Vec<PathBuf> = entries.map(|e| e.expect("an entry").path()).collect();
     scripts.sort();
-    assert!(scripts.len() >= 33, "one script for each rule");
+    assert!(scripts.len() >= 38, "one script for each rule");
     for path in scripts {
         let text = std::fs::read_to_string(&path).expect("a script");
         assert!(text.starts_with("# Rule "), "{}: the first line states the rule", path.display());

@@ -13,6 +13,8 @@
 //!   `"keyspaces":[{"id","name","records","versions","siblings","tombstones","expired","bytes","damaged"}]` and
 //!   `"damaged":[{"keyspace","key","sort"?,"why"}]`, the first few.
 //! - `record`: of the cluster that of `explain`; from a data directory see `record`.
+//! - `quarantine`: `{"node","quarantine":[{"key","sort"?,"keyspace","partition","why","found_at","healed_at","raw_bytes",
+//!   "raw_hex"}]}`; `healed_at` is null while a record waits, `raw_hex` has the first bytes of what was found.
 //!
 //! Exit 3: no such record (of the cluster: no replica that answered has one, and all homes answered). Exit 1
 //! also where something damaged was found and shown.
@@ -23,6 +25,7 @@ mod layout;
 mod offline;
 mod partition;
 mod preflist;
+mod quarantine;
 mod record;
 
 use std::ffi::OsString;
@@ -57,6 +60,8 @@ pub enum InspectVerb {
     Partition(partition::PartitionArgs),
     /// All versions of a key that are stored.
     Record(RecordArgs),
+    /// Damaged records that a stopped node has set aside, and whether they are healed.
+    Quarantine(quarantine::QuarantineArgs),
 }
 
 /// Where to look.
@@ -100,6 +105,7 @@ impl InspectVerb {
             InspectVerb::Preflist(args) => args.run(global),
             InspectVerb::Partition(args) => args.run(global),
             InspectVerb::Record(args) => args.run(global),
+            InspectVerb::Quarantine(args) => args.run(global),
         }
     }
 }

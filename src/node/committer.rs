@@ -13,6 +13,10 @@
 //! 4. The count of remembered request ids is that of the storage, from the first job on.
 //! 5. A record is written only if its keyspace has not been dropped by the map as it is then: a job that is taken
 //!    from the queue after a map was learnt is held against that map.
+//!
+//! A damaged record is never written over (`committer/damage.rs`).
+
+mod damage;
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,13 +24,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
+pub use self::damage::Restored;
 use super::env::{Clock, CommitMode};
 use crate::antientropy::forest::{Forest, Health, STORE_AFTER};
 use crate::canary::{self, Canary};
 use crate::replica::apply::{self, Applied, Outcome};
 use crate::replica::mint::{self, Mint, MintError, Minted, Minter};
+use crate::replica::quarantine::Quarantine;
 use crate::replica::requests::{self, Entry};
 use crate::replica::stored::{self, LoadError};
 use crate::ring::layout::ClusterMap;
@@ -39,7 +45,7 @@ use crate::types::limits::{
 };
 use crate::types::policy::Durability;
 use crate::types::time::Mono;
-use crate::version::record::{Change, Digest, Record, Summary};
+use crate::version::record::{Change, Digest, Record};
 
 type Done<T> = Box<dyn FnOnce(Result<T, Cause>) + Send>;
 
@@ -55,6 +61,10 @@ pub enum Job {
     Tend(bool, Done<Health>),
     /// Delete dead records that all home replicas hold, if they are still the same; how many were.
     Purge(Vec<(Vec<u8>, Digest)>, Done<usize>),
+    /// Set a record aside if it is damaged; whether it is.
+    SetAside(Vec<u8>, Done<bool>),
+    /// Restore the place of a damaged record from what the other replicas hold.
+    Restore(Vec<u8>, Vec<Record>, Done<Restored>),
 }
 
 /// A record that came from elsewhere.
@@ -81,6 +91,10 @@ struct Shared {
     storage: Arc<dyn Storage>,
     minter: Mutex<Minter>,
     forest: Mutex<Forest>,
+    quarantine: Mutex<Quarantine>,
+    /// Records that can't be read and are not yet set aside.
+    suspects: Mutex<BTreeSet<Vec<u8>>>,
+    suspected: Notify,
     unsynced: Mutex<Unsynced>,
     synced: watch::Sender<u64>,
     failed: AtomicBool,
@@ -113,7 +127,7 @@ impl Committer {
     /// Starts the commit thread (or task).
     pub fn start(
         storage: Arc<dyn Storage>,
-        (minter, forest): (Minter, Forest),
+        (minter, forest, quarantine): (Minter, Forest, Quarantine),
         durability: Durability,
         clock: Arc<dyn Clock>,
         metrics: Arc<Metrics>,
@@ -125,6 +139,9 @@ impl Committer {
             storage,
             minter: Mutex::new(minter),
             forest: Mutex::new(forest),
+            quarantine: Mutex::new(quarantine),
+            suspects: Mutex::default(),
+            suspected: Notify::new(),
             unsynced: Mutex::default(),
             synced: watch::Sender::new(0),
             failed: AtomicBool::new(false),
@@ -156,8 +173,13 @@ impl Committer {
 
     /// Writes a piece of the node's own state and returns when it is durable.
     pub async fn write(&self, batch: Batch) -> Result<(), Cause> {
-        let (send, receive) = tokio::sync::oneshot::channel();
-        self.submit(Job::Write(batch, Box::new(move |result| drop(send.send(result)))));
+        self.ask(|done| Job::Write(batch, done)).await
+    }
+
+    /// Hands over a job, and returns when it is carried out.
+    async fn ask<T: Send + 'static>(&self, job: impl FnOnce(Done<T>) -> Job) -> Result<T, Cause> {
+        let (send, receive) = oneshot::channel();
+        self.submit(job(Box::new(move |result| drop(send.send(result)))));
         receive.await.unwrap_or_else(|_| Err(Cause::NotServing("stopping".into())))
     }
 
@@ -178,16 +200,12 @@ impl Committer {
 
     /// Deletes dead records, if they are still the same; how many were.
     pub async fn purge(&self, doomed: Vec<(Vec<u8>, Digest)>) -> Result<usize, Cause> {
-        let (send, receive) = tokio::sync::oneshot::channel();
-        self.submit(Job::Purge(doomed, Box::new(move |result| drop(send.send(result)))));
-        receive.await.unwrap_or_else(|_| Err(Cause::NotServing("stopping".into())))
+        self.ask(|done| Job::Purge(doomed, done)).await
     }
 
     /// Looks after the Merkle trees a little, or stores all of them.
     pub async fn tend(&self, all: bool) -> Result<Health, Cause> {
-        let (send, receive) = tokio::sync::oneshot::channel();
-        self.submit(Job::Tend(all, Box::new(move |result| drop(send.send(result)))));
-        receive.await.unwrap_or_else(|_| Err(Cause::NotServing("stopping".into())))
+        self.ask(|done| Job::Tend(all, done)).await
     }
 
     /// The group to wait for if what was just read under `key` is not yet durable.
@@ -235,6 +253,8 @@ fn refuse(job: Job, cause: Cause) {
         Job::Write(_, done) => done(Err(cause)),
         Job::Tend(_, done) => done(Err(cause)),
         Job::Purge(_, done) => done(Err(cause)),
+        Job::SetAside(_, done) => done(Err(cause)),
+        Job::Restore(_, _, done) => done(Err(cause)),
     }
 }
 
@@ -243,6 +263,7 @@ fn dropped_keyspace(job: &Job, map: &ClusterMap) -> Option<KeyspaceId> {
     let storage_key = match job {
         Job::Mint(write, _) => &write.storage_key,
         Job::Apply(incoming, _) => &incoming.storage_key,
+        Job::SetAside(..) | Job::Restore(..) => return None,
         Job::Write(..) | Job::Tend(..) | Job::Purge(..) => return None,
     };
     let (_, keyspace) = schema::split_range(storage_key)?;
@@ -357,48 +378,23 @@ impl Shared {
                     let mut minter = lock(&self.minter);
                     mint::mint(&*self.storage, &mut minter, self.clock.wall(), &write)
                 };
+                if let Err(MintError::Load(LoadError::Damaged(_))) = &minted {
+                    self.suspect(&write.storage_key);
+                }
                 let minted = minted.map_err(mint_cause).and_then(|mut minted| {
                     self.write_record(&write.storage_key, &mut minted.batch, minted.change, wrote)
                         .inspect_err(|_| lock(&self.minter).forget_leases())?;
                     self.count_mint(&minted);
                     Ok(minted)
                 });
-                match minted {
-                    Ok(minted) => Some(Box::new(move |synced| done(synced.map(|()| minted)))),
-                    Err(cause) => {
-                        done(Err(cause));
-                        None
-                    }
-                }
+                once_synced(minted, done)
             }
-            Job::Apply(incoming, done) => match self.apply(&incoming, wrote) {
-                Ok(outcome) => Some(Box::new(move |synced| done(synced.map(|()| outcome)))),
-                Err(cause) => {
-                    done(Err(cause));
-                    None
-                }
-            },
-            Job::Write(batch, done) => match self.write(&batch, wrote) {
-                Ok(()) => Some(done),
-                Err(cause) => {
-                    done(Err(cause));
-                    None
-                }
-            },
-            Job::Purge(doomed, done) => match self.purge(&doomed, wrote) {
-                Ok(purged) => Some(Box::new(move |synced| done(synced.map(|()| purged)))),
-                Err(cause) => {
-                    done(Err(cause));
-                    None
-                }
-            },
-            Job::Tend(all, done) => match self.tend(all, wrote) {
-                Ok(health) => Some(Box::new(move |synced| done(synced.map(|()| health)))),
-                Err(cause) => {
-                    done(Err(cause));
-                    None
-                }
-            },
+            Job::Apply(incoming, done) => once_synced(self.apply(&incoming, wrote), done),
+            Job::Write(batch, done) => once_synced(self.write(&batch, wrote), done),
+            Job::Purge(doomed, done) => once_synced(self.purge(&doomed, wrote), done),
+            Job::Tend(all, done) => once_synced(self.tend(all, wrote), done),
+            Job::SetAside(key, done) => once_synced(self.set_aside(&key, wrote), done),
+            Job::Restore(key, held, done) => once_synced(self.restore(&key, &held, wrote), done),
         }
     }
 
@@ -406,7 +402,14 @@ impl Shared {
     fn purge(&self, doomed: &[(Vec<u8>, Digest)], wrote: &mut bool) -> Result<usize, Cause> {
         let mut purged = 0;
         for (storage_key, digest) in doomed {
-            let found = stored::load(&*self.storage, storage_key).map_err(|error| load_cause(&error))?;
+            let found = match stored::load(&*self.storage, storage_key) {
+                // One that can't be read is not the same, and the others are purged.
+                Err(LoadError::Damaged(_)) => {
+                    self.suspect(storage_key);
+                    continue;
+                }
+                found => found.map_err(|error| load_cause(&error))?,
+            };
             let Some(found) = found.filter(|found| found.record.digest() == *digest) else { continue };
             let Some(since) = found.record.dead_since() else { continue };
             let mut batch = Batch::new();
@@ -423,7 +426,8 @@ impl Shared {
     fn tend(&self, all: bool, wrote: &mut bool) -> Result<Health, Cause> {
         let mut forest = lock(&self.forest);
         let now = self.clock.mono();
-        let read = forest.rebuild(now, &*self.storage, &summary_of, REBUILD_RECORDS);
+        let read =
+            forest.rebuild(now, &*self.storage, &|key, value| self.summary_of(key, value), REBUILD_RECORDS);
         read.map_err(|error| Cause::Storage(error.to_string()))?;
         let (before, most) = match all {
             true => (Mono(u64::MAX), usize::MAX),
@@ -466,7 +470,10 @@ impl Shared {
     fn apply(&self, incoming: &Incoming, wrote: &mut bool) -> Result<Outcome, Cause> {
         let Incoming { storage_key, record, bytes, fresh, entry } = incoming;
         let applied = apply::apply(&*self.storage, storage_key, record, bytes, *fresh);
-        let Applied { mut outcome, change, healed } = applied.map_err(|error| load_cause(&error))?;
+        if let Err(LoadError::Damaged(_)) = &applied {
+            self.suspect(storage_key);
+        }
+        let Applied { mut outcome, change, damage } = applied.map_err(|error| load_cause(&error))?;
         let entry = entry.or_else(|| requests::entry_of(storage_key, record, self.clock.wall()));
         if let Some(entry) = entry
             && !matches!(outcome, Outcome::Superseded(_))
@@ -478,15 +485,14 @@ impl Shared {
             entry.remember(self.clock.wall(), &mut batch);
             outcome = Outcome::Changed(batch);
         }
-        if healed {
-            self.metrics.damaged_records.inc();
-            tracing::warn!(key = ?storage_key, "a damaged record was replaced by a replica's");
-        }
-        if let Outcome::Changed(batch) = &mut outcome {
-            self.write_record(storage_key, batch, change, wrote)?;
-        }
-        if healed {
-            lock(&self.forest).written_blindly(storage_key);
+        match (&mut outcome, damage) {
+            (Outcome::Changed(batch), Some(damage)) => {
+                self.metrics.damaged_records.inc();
+                let found = damage.found.as_deref().unwrap_or_default();
+                self.quarantine(storage_key, (&damage.why, found), batch.writes.clone(), wrote)?;
+            }
+            (Outcome::Changed(batch), None) => self.write_record(storage_key, batch, change, wrote)?,
+            _ => {}
         }
         Ok(outcome)
     }
@@ -521,9 +527,15 @@ impl Shared {
     }
 }
 
-/// What is told of a stored record; none if it is damaged.
-pub fn summary_of(key: &[u8], value: &[u8]) -> Option<Summary> {
-    stored::decode(key, value).ok().map(|stored| stored.record.summary())
+/// What acknowledges a job once it is synced; one that failed is answered at once.
+fn once_synced<T: Send + 'static>(result: Result<T, Cause>, done: Done<T>) -> Option<Acknowledge> {
+    match result {
+        Ok(value) => Some(Box::new(move |synced| done(synced.map(|()| value)))),
+        Err(cause) => {
+            done(Err(cause));
+            None
+        }
+    }
 }
 
 fn load_cause(error: &LoadError) -> Cause {

@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use super::committer::{Committer, summary_of};
+use super::committer::Committer;
 use super::drive::Driver;
 use super::env::CommitMode;
 use crate::antientropy::exchange::{LIST_ALL, NODES, children_of, compare_items, differing, kept_children};
@@ -128,8 +128,8 @@ fn compare_nodes(
     for (node, sums) in nodes_of(nodes)? {
         let theirs = wire::sums_of_wire(node, sums).ok_or_else(bad_prints)?;
         let kept = |place, node| committer.with_forest(|forest| kept_children(forest)(place, node));
-        let mine =
-            children_of(&kept, committer.storage(), &summary_of, place, node).map_err(storage_error)?;
+        let told = |key: &[u8], value: &[u8]| committer.summary_of(key, value);
+        let mine = children_of(&kept, committer.storage(), &told, place, node).map_err(storage_error)?;
         let Some(mine) = mine else {
             return Err((Reason::NotServing, "a part of the tree is in rebuild".into()));
         };
@@ -147,9 +147,10 @@ fn compare_lists(
 ) -> Result<answer::Kind, Refused> {
     let mut lists = Vec::with_capacity(nodes.len());
     let mut left = LIST_ALL;
+    let told = |key: &[u8], value: &[u8]| committer.summary_of(key, value);
     for (node, items) in nodes_of(nodes)? {
         let theirs = wire::prints_of_wire(items).ok_or_else(bad_prints)?;
-        let compared = compare_items(committer.storage(), &summary_of, (place, node), &theirs, left);
+        let compared = compare_items(committer.storage(), &told, (place, node), &theirs, left);
         let compared = compared.map_err(storage_error)?;
         left = left.saturating_sub(compared.extra.len());
         lists.push(wire::list_to_wire(&compared));
@@ -168,11 +169,12 @@ fn fetch_items(
     let storage = committer.storage();
     let prefix = schema::range_prefix(place.partition, place.keyspace).len();
     let (mut entries, mut bytes) = (Vec::new(), 0);
+    let told = |key: &[u8], value: &[u8]| committer.summary_of(key, value);
     for (node, items) in nodes_of(nodes)? {
         let mut wanted = wire::prints_of_wire(items).ok_or_else(bad_prints)?;
         wanted.sort_unstable();
         let mut keys = Vec::new();
-        visit(storage, &summary_of, place, node, &mut |record| {
+        visit(storage, &told, place, node, &mut |record| {
             if wanted.binary_search(&record.item.short()).is_ok() {
                 keys.push(record.storage_key);
             }

@@ -174,6 +174,10 @@ pub struct RepairConfig {
     pub tombstone_grace_ms: u64,
     /// How long ago what is stored may have been read or minted: what is later is refused.
     pub message_age_ms: u64,
+    /// Milliseconds between two passes of the scrub; 0: never.
+    pub scrub_interval_ms: u64,
+    /// Bytes that it reads a second.
+    pub scrub_rate_bytes: u64,
     /// Whether reads repair what they find; without it G3 does not hold. For tests of the other paths.
     pub read_repair: bool,
 }
@@ -186,6 +190,8 @@ impl Default for RepairConfig {
             tombstone_grace_ms: u64::try_from(limits::TOMBSTONE_GRACE_DEFAULT.as_millis())
                 .unwrap_or(u64::MAX),
             message_age_ms: u64::try_from(limits::MESSAGE_AGE_MAX.as_millis()).unwrap_or(u64::MAX),
+            scrub_interval_ms: u64::try_from(limits::SCRUB_INTERVAL_DEFAULT.as_millis()).unwrap_or(u64::MAX),
+            scrub_rate_bytes: limits::SCRUB_RATE_DEFAULT,
             read_repair: true,
         }
     }
@@ -221,7 +227,7 @@ struct Key {
 }
 
 /// Every key there is, in the order in which `config show` prints them.
-const KEYS: [Key; 30] = {
+const KEYS: [Key; 32] = {
     const fn key(
         section: &'static str,
         name: &'static str,
@@ -288,6 +294,12 @@ const KEYS: [Key; 30] = {
         }),
         key("repair", "message_age_ms", "how late a message between nodes may be", |c| {
             c.repair.message_age_ms.to_string()
+        }),
+        key("repair", "scrub_interval_ms", "between two readings of everything on the disk; 0: never", |c| {
+            c.repair.scrub_interval_ms.to_string()
+        }),
+        key("repair", "scrub_rate_bytes", "bytes that they read a second", |c| {
+            c.repair.scrub_rate_bytes.to_string()
         }),
         key("repair", "read_repair", "for tests: without it a read may go backwards", |c| {
             c.repair.read_repair.to_string()

@@ -161,6 +161,7 @@ mod tests {
     use crate::node::config::HintsConfig;
     use crate::node::env::{Clock, CommitMode, SystemClock};
     use crate::replica::mint::Minter;
+    use crate::replica::quarantine::Quarantine;
     use crate::ring::layout::{ClusterMap, Member};
     use crate::ring::partition::Partitions;
     use crate::ring::preflist::homes;
@@ -199,7 +200,7 @@ mod tests {
         let (own, mode) = (clock.clone(), CommitMode::Inline);
         let committer = Committer::start(
             storage.clone(),
-            (minter, Forest::default()),
+            (minter, Forest::default(), Quarantine::default()),
             Durability::Always,
             own,
             Arc::default(),

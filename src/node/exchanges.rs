@@ -8,7 +8,7 @@ use std::time::Duration;
 use prost::Message as _;
 use tokio::sync::{oneshot, watch};
 
-use super::committer::{Incoming, Job, summary_of};
+use super::committer::{Incoming, Job};
 use super::comparisons::apart;
 use super::coordinator::Coordinator;
 use super::env::CommitMode;
@@ -145,7 +145,8 @@ impl Talk<'_> {
         let (committer, asked) = (self.coordinator.driver.committer.clone(), nodes.clone());
         let sums = apart(self.mode, move || {
             let kept = |place, node| committer.with_forest(|forest| kept_children(forest)(place, node));
-            let of = |node| children_of(&kept, committer.storage(), &summary_of, place, node);
+            let told = |key: &[u8], value: &[u8]| committer.summary_of(key, value);
+            let of = |node| children_of(&kept, committer.storage(), &told, place, node);
             asked.into_iter().map(of).collect::<Result<Option<Vec<_>>, _>>()
         });
         let sums = sums.await.ok_or(Broken::NotReady)?;
@@ -205,10 +206,11 @@ impl Talk<'_> {
         let committer = self.coordinator.driver.committer.clone();
         let lists = apart(self.mode, move || {
             let (mut lists, mut all) = (Vec::new(), 0);
+            let told = |key: &[u8], value: &[u8]| committer.summary_of(key, value);
             for node in nodes {
                 // Below a leaf there is nothing finer to compare.
                 let most = if node.fan_out() == 0 { usize::MAX } else { LIST_MAX };
-                let Some(listed) = list(committer.storage(), &summary_of, place, node, most)? else { break };
+                let Some(listed) = list(committer.storage(), &told, place, node, most)? else { break };
                 all += listed.len();
                 if !lists.is_empty() && all > LIST_ALL {
                     break;

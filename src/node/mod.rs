@@ -33,6 +33,7 @@ mod repair_runs;
 mod repairs;
 mod retries;
 pub mod scans;
+pub mod scrub;
 pub mod server;
 pub mod service;
 mod sessions;

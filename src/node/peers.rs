@@ -205,7 +205,17 @@ impl Peers {
         let have = <[u8; 16]>::try_from(&fetch.have[..]).ok().map(Digest);
         let fetched = match fetch::fetch_unless(committer.storage(), &place.storage_key, have) {
             Ok(fetched) => fetched,
-            Err(error) => return self.refuse_damaged(reply, &error.to_string()),
+            Err(error) => {
+                committer.suspect(&place.storage_key, &error);
+                let set_aside = match fetch.heal || fetch.inspect {
+                    true => fetch::set_aside(committer.storage(), &place.storage_key),
+                    false => None,
+                };
+                let Some(since) = set_aside else { return self.refuse_damaged(reply, &error.to_string()) };
+                let kind = Some(fetched::Kind::Damaged(since));
+                let answer = answer::Kind::Fetched(proto::Fetched { kind });
+                return self.send_settled(committer.unsettled(&place.storage_key), answer, reply);
+            }
         };
         let kind = match fetched {
             Fetched::Same => fetched::Kind::Same(true),
@@ -231,7 +241,10 @@ impl Peers {
                 let answer = answer::Kind::Remembered(entry.unwrap_or_default().into());
                 self.send_settled(unsettled, answer, reply);
             }
-            Err(error) => self.refuse_damaged(reply, &error.to_string()),
+            Err(error) => {
+                driver.committer.suspect(&place.storage_key, &error);
+                self.refuse_damaged(reply, &error.to_string());
+            }
         }
     }
 
@@ -242,7 +255,10 @@ impl Peers {
         };
         let page = match scan::page(committer.storage(), &request) {
             Ok(page) => page,
-            Err(error) => return self.refuse_damaged(reply, &error.to_string()),
+            Err(bad) => {
+                bad.storage_key.iter().for_each(|key| committer.suspect(key, &bad.error));
+                return self.refuse_damaged(reply, &bad.to_string());
+            }
         };
         let entry = |(suffix, record): (Vec<u8>, Vec<u8>)| proto::PageEntry {
             suffix: suffix.into(),

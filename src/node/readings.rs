@@ -39,6 +39,7 @@ impl Reading for KeyReading {
             return kept.map(|kept| kept.map(Arc::new)).map_err(|error| Cause::Storage(error.to_string()));
         }
         let copy = fetch::fetch(committer.storage(), &self.place.storage_key);
+        let copy = copy.inspect_err(|error| committer.suspect(&self.place.storage_key, error));
         let copy = copy.map_err(|error| Cause::Storage(error.to_string()))?;
         Ok(copy.map(|copy| copy.record))
     }
@@ -55,6 +56,7 @@ impl Reading for KeyReading {
         let fetch = proto::Fetch {
             have: have.unwrap_or_default(),
             inspect: false,
+            heal: false,
             stand_in: !self.homes.contains(&node),
         };
         self.place.operation(operation::Kind::Fetch(fetch))
@@ -66,6 +68,7 @@ impl Reading for KeyReading {
             fetched::Kind::Record(bytes) => Some(Some(Arc::new(codec::decode_record(&bytes).ok()?))),
             fetched::Kind::Same(_) => own,
             fetched::Kind::None(_) => Some(None),
+            fetched::Kind::Damaged(_) => None,
         }
     }
 
@@ -98,7 +101,10 @@ impl Reading for PageReading {
 
     fn read_own(&self, committer: &Committer) -> Result<Page, Cause> {
         let page = scan::page(committer.storage(), &self.request);
-        let page = page.map_err(|error| Cause::Storage(error.to_string()))?;
+        let page = page.inspect_err(|bad| {
+            bad.storage_key.iter().for_each(|storage_key| committer.suspect(storage_key, &bad.error));
+        });
+        let page = page.map_err(|bad| Cause::Storage(bad.to_string()))?;
         decode_page(page, self.request.reverse).map_err(|bad| Cause::Storage(bad.to_string()))
     }
 

@@ -60,6 +60,7 @@ pub async fn held(committer: &Committer, records: &[Doomed]) -> Result<Bytes, Ca
     let mut holds = Vec::with_capacity(records.len());
     for (storage_key, digest) in records {
         let found = stored::load(committer.storage(), storage_key);
+        let found = found.inspect_err(|error| committer.suspect(storage_key, error));
         // One that can't be read is not held.
         holds.push(found.is_ok_and(|found| found.is_some_and(|found| found.record.digest() == *digest)));
     }
@@ -169,8 +170,11 @@ impl Reaper {
             let Some((partition, keyspace)) = schema::split_range(storage_key) else { continue };
             let found = match stored::load(driver.committer.storage(), storage_key) {
                 Ok(found) => found,
-                // Repair comes first.
-                Err(_) => continue,
+                // It is healed first.
+                Err(error) => {
+                    driver.committer.suspect(storage_key, &error);
+                    continue;
+                }
             };
             match found.filter(|found| found.record.dead_since() == Some(since)) {
                 None => gone.delete(line.clone()),

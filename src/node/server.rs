@@ -36,6 +36,7 @@ use super::peers::Peers;
 use super::reaper::Reaper;
 use super::repairs::Repairs;
 use super::retries::{Turns, forget_requests};
+use super::scrub::Scrubber;
 use super::service::NodeService;
 use super::startup::StartError;
 use super::sweeper;
@@ -44,6 +45,7 @@ use crate::antientropy::forest::Forest;
 use crate::gossip::digest::NodeReport;
 use crate::gossip::identity::Identity;
 use crate::replica::mint::{Minter, stored_number};
+use crate::replica::quarantine::Quarantine;
 use crate::ring::layout::ClusterMap;
 use crate::rpc::admission::Door;
 use crate::rpc::cluster_service::ClusterService;
@@ -188,6 +190,7 @@ impl Node {
         disk: Disk,
         map: ClusterMap,
     ) -> Result<Node, StartError> {
+        let commit_mode = env.commit;
         let clock = Arc::new(ClusterClock::new(env.clock.clone(), config.clock.max_skew_ms));
         let env = env.with_clock(clock.clone());
         let ports = bind(&env, config).await?;
@@ -296,6 +299,10 @@ impl Node {
         let grace = Duration::from_millis(config.repair.tombstone_grace_ms);
         let reaper = Reaper::new(node.service.coordinator.clone(), maps.watch(), grace);
         node.tasks.push(tokio::spawn(reaper.run()));
+        let coordinator = node.service.coordinator.clone();
+        let scrubber = Arc::new(Scrubber::new(coordinator, maps.watch(), commit_mode, &config.repair));
+        node.tasks.push(tokio::spawn(scrubber.clone().heal()));
+        node.tasks.push(tokio::spawn(scrubber.scrub()));
         node.tasks.push(tokio::spawn(trees::tend(committer.clone(), metrics.clone())));
         node.tasks.push(tokio::spawn(report(node.service.clone(), clock, metrics)));
         if config.node.durability == Durability::Interval {
@@ -490,15 +497,22 @@ fn start_committer(
     metrics: &Arc<Metrics>,
     map: watch::Receiver<Arc<ClusterMap>>,
 ) -> Result<Committer, StartError> {
-    let number =
-        |name| stored_number(&*storage, name).map_err(|error| StartError::Storage(error.to_string()));
+    let number = |name| stored_number(&*storage, name);
     let clock =
         Hlc::new(Stamp(number(schema::META_CLOCK_BOUND)?), Duration::from_millis(config.clock.max_skew_ms));
     let minter = Minter::new(config.node.id, disk.incarnation, clock, number(schema::META_BIRTH_LEASE)?);
     let (durability, clock) = (config.node.durability, env.clock.clone());
-    let forest = Forest::load(&*storage).map_err(|error| StartError::Storage(error.to_string()))?;
-    Committer::start(storage, (minter, forest), durability, clock, metrics.clone(), map, env.commit)
-        .map_err(|error| StartError::Storage(format!("the commit thread: {error}")))
+    let (forest, quarantine) = (Forest::load(&*storage)?, Quarantine::load(&*storage)?);
+    Committer::start(
+        storage,
+        (minter, forest, quarantine),
+        durability,
+        clock,
+        metrics.clone(),
+        map,
+        env.commit,
+    )
+    .map_err(|error| StartError::Storage(format!("the commit thread: {error}")))
 }
 
 async fn start_gossip(

@@ -220,7 +220,7 @@ impl NodeService {
             let copy = fetch::fetch(driver.committer.storage(), &place.storage_key);
             copy.map(|copy| copy.map(|copy| copy.record)).map_err(|_| ())
         } else {
-            let fetch = proto::Fetch { have: bytes::Bytes::new(), inspect: true, stand_in };
+            let fetch = proto::Fetch { inspect: true, stand_in, ..proto::Fetch::default() };
             let (send, receive) = oneshot::channel();
             let operation = place.operation(operation::Kind::Fetch(fetch));
             let waiter = Box::new(move |answer| drop(send.send(answer)));
@@ -234,6 +234,7 @@ impl NodeService {
                     fetched::Kind::Record(bytes) => {
                         codec::decode_record(&bytes).map(|r| Some(Arc::new(r))).map_err(|_| ())
                     }
+                    fetched::Kind::Damaged(_) => Err(()),
                     _ => Ok(None),
                 },
                 _ => return "?".into(),

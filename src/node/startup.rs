@@ -10,6 +10,7 @@ use super::env::Env;
 use super::maps::{map_batch, stored_map};
 use super::server::{Disk, Node};
 use crate::replica::mint::stored_number;
+use crate::replica::stored::LoadError;
 use crate::ring::layout::{ClusterMap, Member};
 use crate::ring::partition::Partitions;
 use crate::storage::sled::SledStorage;
@@ -28,6 +29,11 @@ pub enum StartError {
     DataDir(#[from] DataDirError),
     #[error("storage: {0}")]
     Storage(String),
+    #[error(
+        "storage: {0}. What this node has promised can't be told any more, so it does not start: see \"A disk is \
+         damaged\" in docs/operations.md"
+    )]
+    Damaged(String),
     #[error("{field}: can't listen at {at}: {error}")]
     Port { field: &'static str, at: SocketAddr, error: String },
     #[error("gossip at {address}: {error}")]
@@ -44,7 +50,19 @@ pub enum StartError {
 
 impl From<StorageError> for StartError {
     fn from(error: StorageError) -> StartError {
-        StartError::Storage(error.to_string())
+        match error {
+            StorageError::Corrupt(_) => StartError::Damaged(error.to_string()),
+            error => StartError::Storage(error.to_string()),
+        }
+    }
+}
+
+impl From<LoadError> for StartError {
+    fn from(error: LoadError) -> StartError {
+        match error {
+            LoadError::Storage(error) => error.into(),
+            LoadError::Damaged(_) => StartError::Damaged(error.to_string()),
+        }
     }
 }
 
@@ -63,7 +81,7 @@ pub fn bootstrap_map(config: &Config) -> Result<ClusterMap, Invalid> {
 
 /// The map to start with: the stored one, or the bootstrap list's, which is stored now.
 pub fn starting_map(storage: &dyn Storage, bootstrap: ClusterMap) -> Result<ClusterMap, StartError> {
-    match stored_map(storage).map_err(|error| StartError::Storage(error.to_string()))? {
+    match stored_map(storage)? {
         Some(map) => Ok(map),
         None => {
             storage.write(&map_batch(&bootstrap))?;
@@ -113,9 +131,9 @@ async fn serve(node: &Node) -> Result<(), StartError> {
 /// directory held before, if anything, is lost, so it is a new disk, which the other nodes know how to judge.
 fn check_disk(dir: &mut DataDir, storage: &dyn Storage, env: &Env) -> Result<(), StartError> {
     let key = schema::meta_key(schema::META_DISK);
-    let bad = |problem: String| StartError::Storage(format!("{}: {problem}", dir.storage_path().display()));
+    let bad = |problem: String| StartError::Damaged(format!("{}: {problem}", dir.storage_path().display()));
     if let Some(value) = storage.get(&key)? {
-        let body = schema::open(&key, &value).map_err(|damaged| bad(damaged.to_string()))?;
+        let body = schema::open(&key, &value).map_err(|damaged| bad(format!("its disk id: {damaged}")))?;
         let found = body.try_into().map(|body| DiskId(u64::from_be_bytes(body)));
         return match found {
             Ok(found) if found == dir.disk_id => Ok(()),
@@ -150,7 +168,8 @@ fn begin_life(
 ) -> Result<Disk, StartError> {
     let key = schema::meta_key(schema::META_CLEAN);
     let last = storage.get(&key)?;
-    let last = last.as_deref().and_then(|value| schema::open(&key, value).ok());
+    // One that can't be read may have said so.
+    let last = last.as_deref().map(|value| schema::open(&key, value).unwrap_or(RUNNING_INTERVAL));
     if last == Some(RUNNING_INTERVAL) {
         let next = Incarnation(env.clock.wall().0.max(dir.incarnation.0 + 1));
         tracing::warn!(incarnation = %next, "the last stop was unclean and not everything was synced");
@@ -160,8 +179,7 @@ fn begin_life(
         Durability::Always => RUNNING_ALWAYS,
         Durability::Interval => RUNNING_INTERVAL,
     };
-    let starts = 1 + stored_number(storage, schema::META_STARTS)
-        .map_err(|error| StartError::Storage(error.to_string()))?;
+    let starts = 1 + stored_number(storage, schema::META_STARTS)?;
     let key = schema::meta_key(schema::META_STARTS);
     let mut batch = Batch::new();
     batch.put(key.clone(), schema::seal(&key, &starts.to_be_bytes()));

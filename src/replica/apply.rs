@@ -3,10 +3,11 @@
 //! Invariants:
 //! 1. What is stored only ever grows in the order of merging; nothing uncovered is forgotten.
 //! 2. The local mark stays with the record; a record that arrives onto a not-found gets none.
-//! 3. A damaged own copy is replaced by a repair, which holds what a read quorum knew; a fresh write is refused,
-//!    since with it alone the copy would count in quorums without the versions that it held.
+//! 3. A damaged own copy stays so (`replica::quarantine`): what a repair or a hint brings may be less than what it held,
+//!    so it is kept beside the mark. A fresh write is refused.
 
-use super::stored::{self, LoadError};
+use super::quarantine;
+use super::stored::{self, Damage, LoadError, Place};
 use crate::canary::{self, Canary};
 use crate::storage::{Batch, Storage};
 use crate::version::codec;
@@ -31,8 +32,14 @@ pub struct Applied {
     pub outcome: Outcome,
     /// What it does to the version ids of the own copy; none if it does nothing.
     pub change: Option<Change>,
-    /// Whether the own copy was damaged and has been replaced: what it held is not known.
-    pub healed: bool,
+    /// The own copy, if it is found damaged only now: it is to be set aside.
+    pub damage: Option<Damage>,
+}
+
+impl Applied {
+    fn sound(outcome: Outcome, change: Option<Change>) -> Applied {
+        Applied { outcome, change, damage: None }
+    }
 }
 
 /// Merges `incoming` (whose encoded form is `bytes`) into the record under `key`. `fresh`: a write that its
@@ -44,23 +51,23 @@ pub fn apply(
     bytes: &[u8],
     fresh: bool,
 ) -> Result<Applied, LoadError> {
-    let (old, healed) = match stored::load(storage, key) {
-        Ok(old) => (old, false),
-        Err(LoadError::Damaged(_)) if !fresh => (None, true),
-        Err(error) => return Err(error),
-    };
-    let Some(mut old) = old else {
-        let change =
-            Some(Change { before: None, after: Some(incoming.digest()), dead_since: incoming.dead_since() });
-        return Ok(Applied { outcome: Outcome::Changed(batch(key, None, bytes)), change, healed });
+    let mut old = match stored::place(storage, key)? {
+        Place::Sound(old) => old,
+        Place::Damaged(damage) if fresh => return Err(LoadError::Damaged(damage.why)),
+        Place::Damaged(damage) => return apply_to_damaged(key, incoming, damage),
+        Place::Nothing => {
+            let (after, dead_since) = (Some(incoming.digest()), incoming.dead_since());
+            let change = Change { before: None, after, dead_since };
+            return Ok(Applied::sound(Outcome::Changed(batch(key, None, bytes)), Some(change)));
+        }
     };
     if let (Record::Lww(mine), Record::Lww(theirs), true) = (&old.record, incoming, fresh)
         && mine.order() > theirs.order()
     {
         if canary::sings(Canary::SupersededIgnored) {
-            return Ok(Applied { outcome: Outcome::Unchanged, change: None, healed });
+            return Ok(Applied::sound(Outcome::Unchanged, None));
         }
-        return Ok(Applied { outcome: Outcome::Superseded(mine.stamp), change: None, healed });
+        return Ok(Applied::sound(Outcome::Superseded(mine.stamp), None));
     }
     let before = old.record.digest();
     let changed = old.record.merge(incoming).map_err(|m| LoadError::Damaged(m.to_string()))?;
@@ -78,7 +85,25 @@ pub fn apply(
         after: Some(old.record.digest()),
         dead_since: old.record.dead_since(),
     });
-    Ok(Applied { outcome, change, healed })
+    Ok(Applied::sound(outcome, change))
+}
+
+/// Keeps what comes beside the mark, or makes the mark.
+fn apply_to_damaged(key: &[u8], incoming: &Record, mut damage: Damage) -> Result<Applied, LoadError> {
+    let is_news = match &mut damage.since {
+        None => {
+            damage.since = Some(incoming.clone());
+            true
+        }
+        Some(since) => since.merge(incoming).map_err(|m| LoadError::Damaged(m.to_string()))?,
+    };
+    let is_new = damage.found.is_some();
+    if !is_news && !is_new {
+        return Ok(Applied::sound(Outcome::Unchanged, None));
+    }
+    let batch = Batch { writes: vec![quarantine::mark(key, damage.since.as_ref())] };
+    let outcome = Outcome::Changed(batch);
+    Ok(Applied { outcome, change: None, damage: is_new.then_some(damage) })
 }
 
 fn batch(key: &[u8], line: Option<stored::Line>, bytes: &[u8]) -> Batch {
@@ -155,8 +180,9 @@ mod tests {
         assert_eq!(stored.record.versions(), 2 * SIBLINGS_MAX);
     }
 
+    /// One replica may have less than the damaged copy held.
     #[test]
-    fn a_damaged_copy_is_healed_by_what_comes() {
+    fn a_damaged_copy_is_not_replaced_by_what_comes() {
         let storage = MemoryStorage::default();
         let mut bad = Batch::new();
         bad.put(&b"dkey"[..], &b"junk"[..]);
@@ -164,7 +190,9 @@ mod tests {
         assert!(matches!(stored::load(&storage, b"dkey"), Err(LoadError::Damaged(_))));
         let (record, bytes) = lww(5);
         assert!(matches!(apply(&storage, b"dkey", &record, &bytes, true), Err(LoadError::Damaged(_))));
-        assert!(apply_and_write(&storage, 5, false).healed);
-        assert!(stored::load(&storage, b"dkey").expect("readable").is_some());
+        let damage = apply_and_write(&storage, 5, false).damage.expect("found now");
+        assert_eq!((damage.found.as_deref(), damage.since), (Some(&b"junk"[..]), Some(record)));
+        assert!(matches!(stored::load(&storage, b"dkey"), Err(LoadError::Damaged(_))), "still");
+        assert_eq!(apply_and_write(&storage, 6, false).damage, None, "it was set aside");
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::stored::{self, LoadError};
+use super::stored::{self, Damage, LoadError, Place};
 use crate::storage::Storage;
 use crate::version::codec;
 use crate::version::record::{Digest, Record};
@@ -35,6 +35,16 @@ pub fn fetch(storage: &dyn Storage, key: &[u8]) -> Result<Option<Copy>, LoadErro
     let (_, bytes) = stored::split(key, &value)?;
     let record = Arc::new(codec::decode_record(bytes)?);
     Ok(Some(Copy { record, bytes: Bytes::copy_from_slice(bytes) }))
+}
+
+/// If the record under `key` was damaged and set aside: what has come since, encoded, or no bytes.
+pub fn set_aside(storage: &dyn Storage, key: &[u8]) -> Option<Bytes> {
+    match stored::place(storage, key) {
+        Ok(Place::Damaged(Damage { found: None, since, .. })) => {
+            Some(since.as_ref().map(codec::encode_record).unwrap_or_default().into())
+        }
+        _ => None,
+    }
 }
 
 /// Reads the record under `key` for a coordinator that may hold the same.

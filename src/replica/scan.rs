@@ -6,7 +6,7 @@
 use std::ops::Bound;
 
 use super::stored::{self, LoadError};
-use crate::storage::{Storage, schema};
+use crate::storage::{Storage, StorageError, schema};
 use crate::types::ids::{KeyspaceId, PartitionId};
 use crate::types::limits::{SCAN_PAGE_BYTES, SCAN_PAGE_ITEMS};
 
@@ -37,8 +37,24 @@ pub struct PageBytes {
     pub more: bool,
 }
 
+/// Why a page can't be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{error}")]
+pub struct BadPage {
+    /// What is wrong.
+    pub error: LoadError,
+    /// The storage key of the record that can't be read, if it is one.
+    pub storage_key: Option<Vec<u8>>,
+}
+
+impl From<StorageError> for BadPage {
+    fn from(error: StorageError) -> BadPage {
+        BadPage { error: error.into(), storage_key: None }
+    }
+}
+
 /// Reads one page.
-pub fn page(storage: &dyn Storage, request: &PageRequest) -> Result<PageBytes, LoadError> {
+pub fn page(storage: &dyn Storage, request: &PageRequest) -> Result<PageBytes, BadPage> {
     let prefix = schema::range_prefix(request.partition, request.keyspace);
     let full = |bound: &Bound<Vec<u8>>| match bound {
         Bound::Included(suffix) => Bound::Included([prefix.as_slice(), suffix].concat()),
@@ -72,7 +88,7 @@ pub fn page(storage: &dyn Storage, request: &PageRequest) -> Result<PageBytes, L
                 true
             }
             Err(error) => {
-                damage = Some(error);
+                damage = Some(BadPage { error, storage_key: Some(key.to_vec()) });
                 false
             }
         }

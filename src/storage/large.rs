@@ -12,10 +12,11 @@
 //! 2. A file is deleted only after what replaced it is on stable storage.
 //! 3. Numbers are not used again while the process lives, nor later while their file exists.
 //!
-//! It does not check the value's bytes: those carry a checksum of their own (`schema::seal`).
+//! It does not check the value's bytes: those carry a checksum of their own (`schema::seal`). Where a file is not what it
+//! should be, what is left of it is given as the value, and found out by that.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Read, Write as _};
+use std::io::{self, ErrorKind, Read, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -24,6 +25,9 @@ use super::StorageError;
 /// Longest value that stays in the engine. A page of the engine then stays far below a quarter of one of its
 /// segments, past which it would use files of its own that it never syncs; and a page in its cache small.
 pub(super) const INLINE_BYTES_MAX: usize = 16 << 10;
+
+/// Memory that is set aside for a value before it is read: what says how long it is may be damaged.
+const READ_AT_FIRST: u64 = 16 << 20;
 
 const MARKER: u8 = b'L';
 const VERSION: u8 = 1;
@@ -102,23 +106,19 @@ impl LargeValues {
         self.handle.sync_all().map_err(from_io)
     }
 
-    /// The value that was written for `key`; `None` if its file is gone, because it was replaced meanwhile.
+    /// The value that was written for `key`, or what is left of it; `None` if its file is gone, because it was replaced
+    /// meanwhile.
     pub fn read(&self, key: &[u8], pointer: Pointer) -> Result<Option<Vec<u8>>, StorageError> {
         let mut file = match File::open(self.path(pointer.id)) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(from_io(error)),
         };
-        let damaged = |what: &str| StorageError::Corrupt(format!("large value {}: {what}", name(pointer.id)));
-        let found = read_key(&mut file).map_err(from_io)?;
-        if found.as_deref() != Some(key) {
-            return Err(damaged("the file is of another key"));
-        }
-        let mut value = Vec::with_capacity(usize::try_from(pointer.len).unwrap_or(0));
-        file.read_to_end(&mut value).map_err(from_io)?;
-        if value.len() as u64 != pointer.len {
-            return Err(damaged("the file has another length"));
-        }
+        // By the length of the key that is meant: what the file says of it may be damaged, and the value sound.
+        let head = (HEADER_BYTES + key.len()) as u64;
+        file.seek(SeekFrom::Start(head)).map_err(from_io)?;
+        let mut value = Vec::with_capacity(usize::try_from(pointer.len.min(READ_AT_FIRST)).unwrap_or(0));
+        file.take(pointer.len).read_to_end(&mut value).map_err(from_io)?;
         Ok(Some(value))
     }
 
@@ -227,17 +227,19 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_another_key_or_length_is_damage() {
+    fn what_is_left_of_a_damaged_file_is_given_as_it_is() {
         let dir = tempfile::tempdir().expect("a directory");
         let large = LargeValues::open(dir.path(), |_, _| Ok(true)).expect("opened");
         let pointer = large.write(b"key", b"value").expect("written");
-        let other = large.read(b"kez", pointer);
-        assert!(
-            matches!(&other, Err(StorageError::Corrupt(what)) if what.contains("another key")),
-            "{other:?}"
-        );
-        fs::write(large.path(pointer.id), b"L\x01\0\0\0\x03keyvalu").expect("cut");
-        let cut = large.read(b"key", pointer);
-        assert!(matches!(&cut, Err(StorageError::Corrupt(what)) if what.contains("length")), "{cut:?}");
+        let read = || large.read(b"key", pointer).expect("readable").expect("there");
+        for (left, expected) in [
+            (&b"L\x01\0\0\0\x03keyvalu"[..], &b"valu"[..]),
+            (b"L\x07\0\xff\0\x03kezvalue", b"value"),
+            (b"L\x01\0\0\0\x03keyvaluevalue", b"value"),
+            (b"L\x01", b""),
+        ] {
+            fs::write(large.path(pointer.id), left).expect("written");
+            assert_eq!(read(), expected, "{left:?}");
+        }
     }
 }

@@ -8,6 +8,8 @@
 //! - A scan is no snapshot: it may see some of the writes made meanwhile and not others.
 //! - `sled` takes a batch of one write as one; a batch of 2 or 3 costs three times as much a write, one of 64
 //!   or more as much as single ones. Order may serve where atomicity was wanted: a crash keeps a prefix.
+//! - A value may come back damaged, or cut, where the device has changed it. Those that matter carry a checksum
+//!   (`schema::seal`).
 //! - Once a sync has failed, the storage only reads: the device may have dropped what it could not write.
 
 mod large;

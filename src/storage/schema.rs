@@ -8,6 +8,7 @@
 //! | `r` | minute (8), request id (16) | checksummed outcome of a write with a request id |
 //! | `t` | partition (2), keyspace (4), region of a Merkle tree (1) | checksummed sums, or "in doubt" |
 //! | `g` | since when the record is dead, in milliseconds (8), its storage key | nothing |
+//! | `q` | storage key of a record that was damaged | checksummed: what was found there, see `replica::quarantine` |
 //! | `m` | name of a piece of the node's own state | checksummed `postcard` |
 //!
 //! A partition is one range to scan, hand over and drop; within a partition key, sort keys stay in byte
@@ -46,6 +47,8 @@ pub const REQUEST_TAG: u8 = b'r';
 pub const REGION_TAG: u8 = b't';
 /// First byte of the key that leads to a record that is dead: deleted, or expired from some time on.
 pub const DEAD_TAG: u8 = b'g';
+/// First byte of the key under which lies what was found of a damaged record.
+pub const QUARANTINE_TAG: u8 = b'q';
 /// First byte of the key of the node's own state.
 pub const META_TAG: u8 = b'm';
 
@@ -65,6 +68,8 @@ pub const META_ADMITTED: &str = "admitted";
 pub const META_DISK: &str = "disk";
 /// Name of how often a node has been started on them.
 pub const META_STARTS: &str = "starts";
+/// Name of how far the scrub is.
+pub const META_SCRUB: &str = "scrub";
 /// Name of the mark of a clean stop.
 pub const META_CLEAN: &str = "clean";
 
@@ -148,6 +153,16 @@ pub fn dead_key(since: WallMs, storage_key: &[u8]) -> Vec<u8> {
 pub fn split_dead_key(key: &[u8]) -> Option<(WallMs, &[u8])> {
     let (since, storage_key) = key.strip_prefix(&[DEAD_TAG])?.split_first_chunk::<8>()?;
     Some((WallMs(u64::from_be_bytes(*since)), storage_key))
+}
+
+/// Where what was found of the damaged record under `storage_key` lies.
+pub fn quarantine_key(storage_key: &[u8]) -> Vec<u8> {
+    [&[QUARANTINE_TAG], storage_key].concat()
+}
+
+/// The storage key of the record that such a key is about; `None` if it is not one.
+pub fn split_quarantine_key(key: &[u8]) -> Option<&[u8]> {
+    key.strip_prefix(&[QUARANTINE_TAG]).filter(|storage_key| split_range(storage_key).is_some())
 }
 
 /// Storage key of a region of the Merkle tree of a keyspace in a partition.
@@ -312,7 +327,7 @@ pub const SEAL_BYTES: usize = 2 + CHECKSUM_BYTES;
 pub enum Damaged {
     /// The first byte is another, or there is none.
     Marker,
-    /// The version is another: damaged, or written by a newer release.
+    /// The version is another, and the checksum is right for it: written by a newer release.
     Version(u8),
     /// The checksum does not match key and body, or the value is cut short.
     Checksum,
@@ -345,11 +360,11 @@ pub fn seal(key: &[u8], body: &[u8]) -> Vec<u8> {
 pub fn open<'a>(key: &[u8], value: &'a [u8]) -> Result<&'a [u8], Damaged> {
     let [VALUE_MARKER, rest @ ..] = value else { return Err(Damaged::Marker) };
     let Some((version, rest)) = rest.split_first() else { return Err(Damaged::Checksum) };
-    if *version != VALUE_VERSION {
-        return Err(Damaged::Version(*version));
-    }
     match rest.split_first_chunk::<CHECKSUM_BYTES>() {
-        Some((found, body)) if *found == checksum(*version, key, body) => Ok(body),
+        Some((found, body)) if *found == checksum(*version, key, body) => match *version {
+            VALUE_VERSION => Ok(body),
+            newer => Err(Damaged::Version(newer)),
+        },
         _ => Err(Damaged::Checksum),
     }
 }
@@ -491,7 +506,6 @@ mod tests {
                 bad[bit / 8] ^= 1 << (bit % 8);
                 let expected = match bit / 8 {
                     0 => Damaged::Marker,
-                    1 => Damaged::Version(bad[1]),
                     _ => Damaged::Checksum,
                 };
                 prop_assert_eq!(open(&key, &bad), Err(expected), "bit {}", bit);
@@ -519,15 +533,21 @@ mod tests {
         assert_eq!(dead, [&b"g\0\0\0\0\0\0\x01\x02"[..], &encoded].concat());
         assert_eq!(split_dead_key(&dead), Some((WallMs(0x0102), &encoded[..])));
         assert_eq!(split_dead_key(&encoded), None);
+        let quarantined = quarantine_key(&encoded);
+        assert_eq!(quarantined, [&b"q"[..], &encoded].concat());
+        assert_eq!(split_quarantine_key(&quarantined), Some(&encoded[..]));
+        assert_eq!((split_quarantine_key(b"qx"), split_quarantine_key(&encoded)), (None, None));
 
         let by_hand = blake3::hash(b"\x01\0\0\0\0\0\0\0\x01kbody");
         let expected = [b"Q\x01", &by_hand.as_bytes()[..8], b"body"].concat();
         assert_eq!(seal(b"k", b"body"), expected);
+        let newer = [&b"Q\x02"[..], &checksum(2, b"k", b"body"), b"body"].concat();
+        assert_eq!(open(b"k", &newer), Err(Damaged::Version(2)), "not damaged: of a newer release");
     }
 
     #[test]
     fn meta_names_are_apart() {
-        let names = [META_CLOCK_BOUND, META_BIRTH_LEASE, META_MAP, META_ADMITTED, META_CLEAN];
+        let names = [META_CLOCK_BOUND, META_BIRTH_LEASE, META_MAP, META_ADMITTED, META_CLEAN, META_SCRUB];
         let prefixes = [META_DECREE, META_PEERS];
         for (i, name) in names.iter().enumerate() {
             assert!(!names[..i].contains(name), "{name} twice");

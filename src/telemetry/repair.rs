@@ -83,3 +83,46 @@ impl RepairMetrics {
         }
     }
 }
+
+/// The scrub, and what becomes of damaged records, whoever has found them.
+#[derive(Debug)]
+pub struct ScrubMetrics {
+    /// Passes that have ended.
+    pub passes: Counter,
+    /// Keys and values looked at.
+    pub entries: Counter,
+    /// Their bytes.
+    pub bytes: Counter,
+    /// Places at which the storage engine could not read its own files.
+    pub unreadable: Counter,
+    /// Values that are damaged and are no records.
+    pub others_damaged: Counter,
+    /// Places whose record is damaged and waits for its replicas.
+    pub damaged: Gauge<u64, AtomicU64>,
+    /// Records that were set aside.
+    pub quarantined: Counter,
+    /// Of those, healed from the other replicas.
+    pub healed: Counter,
+}
+
+impl ScrubMetrics {
+    /// All at 0, in a registry.
+    pub fn new(registry: &mut Registry) -> ScrubMetrics {
+        let mut counter = |name: &str, help: &str| {
+            let counter = Counter::default();
+            registry.register(name, help, counter.clone());
+            counter
+        };
+        let passes = counter("passes", "Passes of the scrub that have ended");
+        let entries = counter("entries", "Keys and values that the scrub has looked at");
+        let bytes = counter("bytes", "Bytes that the scrub has looked at");
+        let unreadable =
+            counter("unreadable", "Places at which the storage engine could not read its own files");
+        let others_damaged = counter("others_damaged", "Values found damaged that are no records");
+        let quarantined = counter("records_quarantined", "Damaged records that were set aside");
+        let healed = counter("records_healed", "Damaged records healed from the other replicas");
+        let damaged = Gauge::default();
+        registry.register("records_damaged", "Damaged records that wait for a replica", damaged.clone());
+        ScrubMetrics { passes, entries, bytes, unreadable, others_damaged, damaged, quarantined, healed }
+    }
+}

@@ -97,6 +97,31 @@ pub const REPAIR_RATE_DEFAULT: u64 = 8 << 20;
 pub const REBUILD_RECORDS: usize = 256;
 /// Records of an exchange that are sent to a peer at once: a message or two.
 pub const EXCHANGE_SENDS: usize = 64;
+/// Damaged records that are kept for people to look at.
+pub const QUARANTINE_ENTRIES: usize = 1_000;
+/// Bytes of one of them that are kept: enough to see what has happened to it.
+pub const QUARANTINE_RECORD_BYTES: usize = 64 << 10;
+/// Bytes of all of them: what can't be used must not fill the disk.
+pub const QUARANTINE_BYTES: u64 = 16 << 20;
+/// Places that wait to be healed and are known by heart; more are found again. Their keys take 200 MiB at the most.
+pub const QUARANTINE_WAITING: usize = 65_536;
+/// Places whose healing is under way at a time.
+pub const HEALINGS_AT_ONCE: usize = 16;
+/// How long after an attempt to heal what waits for a replica there is another.
+pub const HEAL_AGAIN: Duration = Duration::from_secs(2);
+/// How long after one that found no version on any replica: a write may have come.
+pub const HEAL_NO_VERSION_AGAIN: Duration = Duration::from_secs(60);
+/// How long after the end of a pass of the scrub there is another: often enough that two replicas of a key are unlikely
+/// to go bad in between.
+pub const SCRUB_INTERVAL_DEFAULT: Duration = Duration::from_secs(7 * 86_400);
+/// The longest that it can be configured to.
+pub const SCRUB_INTERVAL_MAX: Duration = Duration::from_secs(365 * 86_400);
+/// Bytes of keys and values that the scrub reads in a second: a terabyte in three days.
+pub const SCRUB_RATE_DEFAULT: u64 = 4 << 20;
+/// Bytes, about, of one step of the scrub: a few milliseconds.
+pub const SCRUB_BYTES: u64 = 256 << 10;
+/// Entries of one step of the scrub.
+pub const SCRUB_ENTRIES: u64 = 1_000;
 /// Roots of Merkle trees that are compared in one message.
 pub const EXCHANGE_ROOTS: usize = 512;
 /// Regions of Merkle trees that are stored at a time, for the same reason.

@@ -277,7 +277,12 @@ fn operations() -> proto::Operations {
             stand_in_for: "00000000000000a2".into(),
             exchange: false,
         }),
-        Kind::Fetch(proto::Fetch { have: Bytes::from_static(&[7; 16]), inspect: false, stand_in: true }),
+        Kind::Fetch(proto::Fetch {
+            have: Bytes::from_static(&[7; 16]),
+            inspect: false,
+            stand_in: true,
+            heal: true,
+        }),
         Kind::Page(page),
         Kind::Forward(forward(proto::forward::Request::Put(put()))),
         Kind::Forward(forward(proto::forward::Request::Delete(delete()))),

@@ -28,6 +28,7 @@ mod ownership;
 mod repair;
 mod repair_now;
 mod retries;
+mod scrub;
 mod semantics;
 mod session_stream;
 mod sessions;

@@ -175,7 +175,8 @@ impl View<'_> {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+/// The first bytes.
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().take(RAW_SHOWN).map(|byte| format!("{byte:02x}")).collect()
 }
 

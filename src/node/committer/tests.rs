@@ -1,6 +1,7 @@
 //! What the commit thread refuses.
 
 use super::*;
+use crate::antientropy::forest::Place;
 use crate::node::env::SystemClock;
 use crate::ring::keyspaces::{Edit, KeyspaceChange, Next};
 use crate::ring::layout::{Member, NewKeyspace};
@@ -30,6 +31,9 @@ fn halted(map: ClusterMap) -> (Arc<MemoryStorage>, watch::Sender<Arc<ClusterMap>
         storage: storage.clone(),
         minter: Mutex::new(Minter::new(NodeId(1), Incarnation(1), clock, 0)),
         forest: Mutex::default(),
+        quarantine: Mutex::default(),
+        suspects: Mutex::default(),
+        suspected: Notify::new(),
         unsynced: Mutex::default(),
         synced: watch::Sender::new(0),
         failed: AtomicBool::new(false),
@@ -74,6 +78,72 @@ fn jobs(keyspace: u32, outcomes: &Arc<Mutex<Vec<Option<Cause>>>>) -> Vec<Job> {
         Job::Mint(mint, Box::new(move |done| note(&minted, done.err()))),
         Job::Apply(incoming, Box::new(move |done| note(&applied, done.err()))),
     ]
+}
+
+/// What is in the tree is what can be read, before and after a damaged record is set aside and healed; and what comes
+/// meanwhile is in what is restored.
+#[test]
+fn a_damaged_record_leaves_the_tree_and_comes_back_with_its_healing() {
+    let (name, zone, address) = ("n1".into(), "z".into(), "n1:7401".into());
+    let member = Member { id: NodeId(1), name, zone, weight: 1, address };
+    let partitions = Partitions::new(16).expect("a power of two");
+    let (storage, _maps, shared) =
+        halted(ClusterMap::bootstrap("c", partitions, vec![member]).expect("valid"));
+    let key = Key::new(&b"k"[..], &b""[..]).expect("a valid key");
+    let place = Place { partition: PartitionId(3), keyspace: KeyspaceId(1) };
+    let storage_key = schema::record_key(place.partition, place.keyspace, &key);
+    let lww = |stamp| {
+        let (stamp, node, payload) = (Stamp(stamp), NodeId(2), Payload::Tombstone);
+        Record::Lww(LwwVersion { stamp, node, payload, expires_at: None, request: None })
+    };
+    let run = |job: Job| {
+        let group = shared.write_group(&mut vec![job]).expect("not failed");
+        shared.sync_group(group);
+    };
+    let apply = |record: Record, fresh| {
+        let bytes = codec::encode_record(&record).into();
+        let incoming = Incoming {
+            storage_key: storage_key.clone(),
+            bytes,
+            record: Arc::new(record),
+            fresh,
+            entry: None,
+        };
+        let (send, receive) = std::sync::mpsc::channel();
+        run(Job::Apply(incoming, Box::new(move |done| drop(send.send(done)))));
+        receive.recv().expect("answered")
+    };
+    let root = || {
+        run(Job::Tend(false, Box::new(|_| {})));
+        lock(&shared.forest).root(place)
+    };
+    let tree_of = |record: &Record| {
+        let item = crate::antientropy::tree::Item::of(&storage_key, record.digest());
+        Some((crate::antientropy::tree::Sum::default().plus(item), 1))
+    };
+    apply(lww(5), true).expect("applied");
+    assert_eq!(root(), tree_of(&lww(5)));
+    let mut batch = Batch::new();
+    batch.put(storage_key.clone(), &b"junk"[..]);
+    storage.write(&batch).expect("written");
+    assert!(matches!(apply(lww(9), true), Err(Cause::Storage(_))), "a fresh write");
+    assert_eq!(lock(&shared.suspects).len(), 1);
+    apply(lww(4), false).expect("a repair");
+    assert!(matches!(stored::load(&*storage, &storage_key), Err(LoadError::Damaged(_))));
+    assert_eq!(root(), Some((Default::default(), 0)));
+    assert_eq!((shared.metrics.scrub.quarantined.get(), shared.metrics.scrub.damaged.get()), (1, 1));
+    let restore = |held: Vec<Record>| {
+        let (send, receive) = std::sync::mpsc::channel();
+        run(Job::Restore(storage_key.clone(), held, Box::new(move |done| drop(send.send(done)))));
+        receive.recv().expect("answered").expect("restored")
+    };
+    assert_eq!(restore(vec![lww(3), lww(6)]), Restored::Healed);
+    assert_eq!(root(), tree_of(&lww(6)));
+    let found = stored::load(&*storage, &storage_key).expect("readable").expect("there");
+    assert_eq!((found.record, found.line), (lww(6), None));
+    assert_eq!((shared.metrics.scrub.healed.get(), shared.metrics.scrub.damaged.get()), (1, 0));
+    assert_eq!(restore(vec![lww(9)]), Restored::NotDamaged);
+    assert_eq!(root(), tree_of(&lww(6)), "nothing is changed any more");
 }
 
 /// A write that waited in the queue while its keyspace was dropped is refused, and leaves nothing behind.

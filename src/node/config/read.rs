@@ -71,6 +71,12 @@ pub(super) fn read(values: &mut Values, file: &Path) -> Option<Config> {
         message_age_ms: values
             .number("repair.message_age_ms", 1..=millis(limits::MESSAGE_AGE_MAX), "ms")
             .unwrap_or(usual.message_age_ms),
+        scrub_interval_ms: values
+            .number("repair.scrub_interval_ms", 0..=millis(limits::SCRUB_INTERVAL_MAX), "ms")
+            .unwrap_or(usual.scrub_interval_ms),
+        scrub_rate_bytes: values
+            .number("repair.scrub_rate_bytes", 1_024..=limits::HINT_RATE_MAX, "bytes")
+            .unwrap_or(usual.scrub_rate_bytes),
         read_repair: values.flag("repair.read_repair").unwrap_or(usual.read_repair),
     };
     let cache = limits::CACHE_BYTES_MIN..=limits::CACHE_BYTES_MAX;
