@@ -48,11 +48,23 @@ pub enum Canary {
     KeyspaceIdReused,
     /// A read does not wait for what its session has seen.
     SessionForgotten,
+    /// A tombstone is purged by each replica when its grace is over: nobody is asked (F01, F02).
+    PurgedUnasked,
+    /// A tombstone is purged as soon as all replicas have confirmed it.
+    PurgedAtOnce,
+    /// What is to be purged is deleted, whatever it is by then (F03).
+    PurgedBlindly,
+    /// A hint is kept, sent and taken however old it is (F04).
+    HintNeverTooOld,
+    /// An exchange of anti-entropy sends nothing, it only fetches.
+    ExchangeOneWay,
+    /// Of the records that a list lacks the last is forgotten.
+    RecordForgotten,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Canary; 18] = [
+    pub const ALL: [Canary; 24] = [
         Canary::AckBeforeSync,
         Canary::UnsyncedRead,
         Canary::NotFoundWins,
@@ -71,6 +83,12 @@ impl Canary {
         Canary::HintDropped,
         Canary::KeyspaceIdReused,
         Canary::SessionForgotten,
+        Canary::PurgedUnasked,
+        Canary::PurgedAtOnce,
+        Canary::PurgedBlindly,
+        Canary::HintNeverTooOld,
+        Canary::ExchangeOneWay,
+        Canary::RecordForgotten,
     ];
 }
 

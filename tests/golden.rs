@@ -333,19 +333,22 @@ impl Scripted for HealScript {
 
 struct ReapScript(Reap);
 
+fn numbers(text: &str) -> BTreeSet<usize> {
+    text.split(',').filter(|t| !t.is_empty()).map(|t| t.parse().expect("a number")).collect()
+}
+
 impl ReapScript {
     fn begin(words: &[&str]) -> ReapScript {
         let o = options(words);
-        let records = o["records"].parse().expect("a number");
-        ReapScript(Reap::new(records, nodes(o.get("others").map_or("", String::as_str))))
+        let records: usize = o["records"].parse().expect("a number");
+        // All, if the script does not say.
+        let ripe = o.get("ripe").map_or((0..records).collect(), |text| numbers(text));
+        ReapScript(Reap::new(records, ripe, nodes(o.get("others").map_or("", String::as_str))))
     }
 }
 
 impl Scripted for ReapScript {
     fn feed(&mut self, now: Mono, words: &[&str]) -> Vec<String> {
-        let numbers = |text: &&str| -> BTreeSet<usize> {
-            text.split(',').filter(|t| !t.is_empty()).map(|t| t.parse().expect("a number")).collect()
-        };
         let event = match words {
             ["start"] => reap::Event::Start,
             ["holds", from] => reap::Event::Holds(node(from), BTreeSet::new()),
@@ -359,16 +362,16 @@ impl Scripted for ReapScript {
         let mut effects = Vec::new();
         self.0.step(now, event, &mut effects);
         self.0.check_invariants();
-        let numbers =
-            |all: &BTreeSet<usize>| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        let list = |all: &BTreeSet<usize>| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
         let show = |effect: &reap::Effect| match effect {
             reap::Effect::Ask(to) => format!("ask {}", name(*to)),
-            reap::Effect::Push(to, which) => format!("push {} {}", name(*to), numbers(which)),
-            reap::Effect::Purge(to, which) => format!("purge {} {}", name(*to), numbers(which)),
-            reap::Effect::PurgeOwn(which) => format!("purge-own {}", numbers(which)),
-            reap::Effect::Finish { purged, waits_for } => {
+            reap::Effect::Push(to, which) => format!("push {} {}", name(*to), list(which)),
+            reap::Effect::Purge(to, which) => format!("purge {} {}", name(*to), list(which)),
+            reap::Effect::PurgeOwn(which) => format!("purge-own {}", list(which)),
+            reap::Effect::Finish { purged, confirmed, waits_for } => {
                 let waits: Vec<String> = waits_for.iter().map(|node| name(*node)).collect();
-                format!("finish purged={purged} waits-for={}", waits.join(","))
+                let (confirmed, waits) = (list(confirmed), waits.join(","));
+                format!("finish purged={purged} confirmed={confirmed} waits-for={waits}")
             }
         };
         effects.iter().map(show).collect()

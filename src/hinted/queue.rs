@@ -223,8 +223,9 @@ impl Book {
     ) -> Result<NewHint, NoHint> {
         let away_ms = self.accounts.get(&target).and_then(|account| account.since);
         let away_ms = away_ms.map_or(0, |since| now.0.saturating_sub(since.0));
-        // A fallback's hint is the write itself: only bytes limit it.
-        if !stands_in && (self.limits.window.is_zero() || away_ms > millis(self.limits.window)) {
+        // A fallback's hint is the write itself: only bytes limit it, where any may be kept at all.
+        let is_late = !stands_in && away_ms > millis(self.limits.window);
+        if self.limits.window.is_zero() || is_late {
             return Err(NoHint::Window);
         }
         self.add_of(now, at, target, storage_key, record, stands_in)

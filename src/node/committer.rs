@@ -44,7 +44,7 @@ use crate::types::limits::{
     COMMIT_GROUP, COMMIT_QUEUE, REBUILD_RECORDS, RETRY_DELAY, SIBLINGS_WARN, STORE_REGIONS,
 };
 use crate::types::policy::Durability;
-use crate::types::time::Mono;
+use crate::types::time::{Mono, WallMs};
 use crate::version::record::{Change, Digest, Record};
 
 type Done<T> = Box<dyn FnOnce(Result<T, Cause>) + Send>;
@@ -410,12 +410,17 @@ impl Shared {
                 }
                 found => found.map_err(|error| load_cause(&error))?,
             };
-            let Some(found) = found.filter(|found| found.record.digest() == *digest) else { continue };
-            let Some(since) = found.record.dead_since() else { continue };
+            let blind = canary::sings(Canary::PurgedBlindly);
+            let Some(found) = found.filter(|found| blind || found.record.digest() == *digest) else {
+                continue;
+            };
+            let since = found.record.dead_since().or(blind.then_some(WallMs(0)));
+            let Some(since) = since else { continue };
             let mut batch = Batch::new();
             batch.delete(storage_key.clone());
             batch.delete(schema::dead_key(since, storage_key));
-            let change = Change { before: Some(*digest), after: None, dead_since: None };
+            let before = Some(found.record.digest());
+            let change = Change { before, after: None, dead_since: None };
             self.write_record(storage_key, &mut batch, Some(change), wrote)?;
             purged += 1;
         }

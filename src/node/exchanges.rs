@@ -18,6 +18,7 @@ use crate::antientropy::exchange::{
 };
 use crate::antientropy::forest::{Listed, Place, list};
 use crate::antientropy::tree::Node;
+use crate::canary::{self, Canary};
 use crate::machine::Machine as _;
 use crate::replica::apply::Outcome;
 use crate::replica::fetch;
@@ -248,6 +249,9 @@ impl Talk<'_> {
         }
         let mut send = resolved.send.clone();
         send.extend(resolved.send_merged.iter().filter(|key| self.adds_to(key, got.get(*key))).cloned());
+        if canary::sings(Canary::ExchangeOneWay) {
+            send.clear();
+        }
         for keys in send.chunks(EXCHANGE_SENDS) {
             self.give(keys).await?;
         }
@@ -277,9 +281,6 @@ impl Talk<'_> {
         until: Mono,
     ) -> Result<(Vec<u8>, u64, Digest, bool), Broken> {
         let driver = &self.coordinator.driver;
-        if driver.clock.mono() > until {
-            return Err(Broken::Silent);
-        }
         let nonsense = || Broken::Nonsense("records");
         let record = codec::decode_record(&entry.record).map_err(|_| nonsense())?;
         schema::split_suffix(&entry.suffix).ok_or_else(nonsense)?;
@@ -295,6 +296,10 @@ impl Talk<'_> {
             entry: None,
         };
         loop {
+            // Once it is too old its tombstone may have been purged here.
+            if driver.clock.mono() > until {
+                return Err(Broken::Silent);
+            }
             let (send, receive) = oneshot::channel();
             let done = Box::new(move |result| drop(send.send(result)));
             driver.committer.submit(Job::Apply(incoming(), done));

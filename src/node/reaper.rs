@@ -2,7 +2,8 @@
 //! the first home replica (`tombstone::reap`).
 //!
 //! Each dead record has a line in an index by time (`storage::schema`), written with it. A pass goes through what is
-//! due; a line that leads to nothing any more, or to a record that is dead since another time, is deleted.
+//! due; a line that leads to nothing any more, or to a record that is dead since another time, is deleted. What all confirm
+//! is remembered, in memory: it is purged by a pass that comes when no message is on its way any more that is older.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -17,6 +18,8 @@ use super::committer::Committer;
 use super::comparisons::Refused;
 use super::coordinator::Coordinator;
 use crate::antientropy::forest::Place;
+use crate::antientropy::tree::Item;
+use crate::canary::{self, Canary};
 use crate::machine::Machine as _;
 use crate::replica::stored;
 use crate::ring::layout::ClusterMap;
@@ -27,18 +30,63 @@ use crate::storage::{Batch, schema};
 use crate::tombstone::reap::{Effect, Event, Reap};
 use crate::types::error::Cause;
 use crate::types::ids::NodeId;
-use crate::types::limits::{REAP_INTERVAL_MAX, REAP_RECORDS};
-use crate::types::time::WallMs;
+use crate::types::limits::{REAP_CONFIRMED, REAP_INTERVAL_MAX, REAP_MARGIN, REAP_RECORDS};
+use crate::types::time::{Mono, WallMs};
 use crate::version::codec;
 use crate::version::record::{Digest, Record};
 
-/// How long a peer may take over an answer.
+/// How long a peer may take over an answer, at the most.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// How long to rest after some records, and while clients are served.
 const REST: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
 
 /// A record and its digest, by storage key.
 type Doomed = (Vec<u8>, Digest);
+
+/// What all home replicas have confirmed, by fingerprint: when, and the pass that saw it last.
+#[derive(Default)]
+struct Confirmed {
+    all: BTreeMap<Item, (Mono, u64)>,
+    pass: u64,
+}
+
+impl Confirmed {
+    fn item((storage_key, digest): &Doomed) -> Item {
+        Item::of(storage_key, *digest)
+    }
+
+    /// Which of some records have been confirmed for so long.
+    fn ripe(&mut self, records: &[(Doomed, Record)], now: Mono, rest: Duration) -> BTreeSet<usize> {
+        let mut ripe = BTreeSet::new();
+        for (at, (doomed, _)) in records.iter().enumerate() {
+            let Some((since, pass)) = self.all.get_mut(&Confirmed::item(doomed)) else { continue };
+            *pass = self.pass;
+            if Duration::from_micros(now.micros_since(*since)) > rest {
+                ripe.insert(at);
+            }
+        }
+        ripe
+    }
+
+    /// Notes that all have confirmed a record, unless that is known.
+    fn note(&mut self, doomed: &Doomed, now: Mono) {
+        if self.all.len() < REAP_CONFIRMED {
+            self.all.entry(Confirmed::item(doomed)).or_insert((now, self.pass));
+        }
+    }
+
+    /// Somebody lacks a record: what was confirmed counts no more.
+    fn forget(&mut self, doomed: &Doomed) {
+        self.all.remove(&Confirmed::item(doomed));
+    }
+
+    /// Forgets what the pass that is over has not seen: it is gone, or is something else by now.
+    fn end_pass(&mut self) {
+        let over = self.pass;
+        self.all.retain(|_, (_, pass)| *pass == over);
+        self.pass += 1;
+    }
+}
 
 /// The records of a question about dead ones.
 pub fn records_of_wire(place: Place, dead: &proto::DeadRecords) -> Result<Vec<Doomed>, Refused> {
@@ -83,6 +131,7 @@ pub struct Reaper {
     coordinator: Arc<Coordinator>,
     map: watch::Receiver<Arc<ClusterMap>>,
     grace: Duration,
+    confirmed: Confirmed,
 }
 
 impl Reaper {
@@ -92,11 +141,11 @@ impl Reaper {
         map: watch::Receiver<Arc<ClusterMap>>,
         grace: Duration,
     ) -> Reaper {
-        Reaper { coordinator, map, grace }
+        Reaper { coordinator, map, grace, confirmed: Confirmed::default() }
     }
 
     /// Runs passes as long as the node runs.
-    pub async fn run(self) {
+    pub async fn run(mut self) {
         let interval = (self.grace / 4).clamp(Duration::from_millis(50), REAP_INTERVAL_MAX);
         loop {
             tokio::time::sleep(interval).await;
@@ -112,7 +161,7 @@ impl Reaper {
     }
 
     /// Goes through all that is due; how many wait, and for whom.
-    async fn pass(&self) -> BTreeMap<NodeId, usize> {
+    async fn pass(&mut self) -> BTreeMap<NodeId, usize> {
         let mut waiting = BTreeMap::new();
         let grace = u64::try_from(self.grace.as_millis()).unwrap_or(u64::MAX);
         let due = WallMs(self.coordinator.driver.clock.wall().0.saturating_sub(grace));
@@ -136,6 +185,7 @@ impl Reaper {
             tokio::time::sleep(if busy { REST.1 } else { REST.0 }).await;
             from = next;
         }
+        self.confirmed.end_pass();
         waiting
     }
 
@@ -181,7 +231,7 @@ impl Reaper {
                 Some(found) => {
                     let known = map.keyspace_by_id(keyspace);
                     let lead = known.and_then(|known| homes(&map, known, partition).first().copied());
-                    if lead == Some(driver.me) {
+                    if lead == Some(driver.me) || canary::sings(Canary::PurgedUnasked) {
                         let doomed = (storage_key.to_vec(), found.record.digest());
                         by_place
                             .entry(Place { partition, keyspace })
@@ -198,24 +248,35 @@ impl Reaper {
     }
 
     /// Leads the collection of some records; whom it waits for.
-    async fn reap(&self, batch: Batched) -> BTreeSet<NodeId> {
-        let driver = &self.coordinator.driver;
+    async fn reap(&mut self, batch: Batched) -> BTreeSet<NodeId> {
+        let coordinator = self.coordinator.clone();
+        let driver = &coordinator.driver;
         let map = self.map.borrow().clone();
         let Some(keyspace) = map.keyspace_by_id(batch.place.keyspace) else { return BTreeSet::new() };
         let others: Vec<NodeId> = homes(&map, keyspace, batch.place.partition)
             .into_iter()
-            .filter(|node| *node != driver.me)
+            .filter(|node| *node != driver.me && !canary::sings(Canary::PurgedUnasked))
             .collect();
-        let mut machine = Reap::new(batch.records.len(), others);
+        let rest = driver.message_age + REAP_MARGIN;
+        let mut ripe = self.confirmed.ripe(&batch.records, driver.clock.mono(), rest);
+        if canary::sings(Canary::PurgedUnasked) || canary::sings(Canary::PurgedAtOnce) {
+            ripe = (0..batch.records.len()).collect();
+        }
+        let mut machine = Reap::new(batch.records.len(), ripe, others);
         let (send, mut events) = mpsc::unbounded_channel();
         let mut effects = Vec::new();
         let batch = Arc::new(batch);
         machine.step(driver.clock.mono(), Event::Start, &mut effects);
         loop {
             for effect in effects.drain(..) {
-                let (coordinator, batch, send) = (self.coordinator.clone(), batch.clone(), send.clone());
+                if let Effect::Push(_, lacking) = &effect {
+                    lacking.iter().for_each(|at| self.confirmed.forget(&batch.records[*at].0));
+                }
+                let (coordinator, batch, send) = (coordinator.clone(), batch.clone(), send.clone());
                 match effect {
-                    Effect::Finish { purged, waits_for } => {
+                    Effect::Finish { purged, confirmed, waits_for } => {
+                        let now = driver.clock.mono();
+                        confirmed.iter().for_each(|at| self.confirmed.note(&batch.records[*at].0, now));
                         let purged = u64::try_from(purged).unwrap_or(0);
                         driver.metrics.repair.tombstones_purged.inc_by(purged);
                         return waits_for;
@@ -234,6 +295,10 @@ impl Reaper {
 }
 
 async fn carry_out(coordinator: &Arc<Coordinator>, batch: &Batched, effect: Effect) -> Event {
+    if canary::sings(Canary::PurgedBlindly) && matches!(effect, Effect::Purge(..) | Effect::PurgeOwn(_)) {
+        // Time for somebody to write it anew.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
     match effect {
         Effect::Ask(node) => {
             let dead = dead_records(batch, &(0..batch.records.len()).collect());
@@ -290,7 +355,7 @@ async fn ask(
     place: Place,
     kind: operation::Kind,
 ) -> Option<answer::Kind> {
-    let until = coordinator.driver.clock.mono() + ANSWER_WITHIN.min(coordinator.driver.message_age);
+    let until = coordinator.driver.clock.mono() + within(coordinator);
     let operation = proto::Operation {
         keyspace_id: place.keyspace.0,
         kind: Some(kind),
@@ -304,7 +369,12 @@ async fn send(coordinator: &Coordinator, node: NodeId, operation: proto::Operati
     let link = coordinator.driver.links.up(node)?;
     let (send, receive) = oneshot::channel();
     link.send(operation, Box::new(move |result| drop(send.send(result)))).ok()?;
-    tokio::time::timeout(ANSWER_WITHIN, receive).await.ok()?.ok()?.ok()
+    tokio::time::timeout(within(coordinator), receive).await.ok()?.ok()?.ok()
+}
+
+/// How long a peer may take over an answer: later it would not even look at the question.
+fn within(coordinator: &Coordinator) -> Duration {
+    ANSWER_WITHIN.min(coordinator.driver.message_age)
 }
 
 /// Sends a record to be merged; whether it was.
@@ -322,7 +392,7 @@ async fn push(
         key: key.partition_key().clone(),
         sort: key.sort_key().clone(),
         kind: Some(operation::Kind::Store(store)),
-        until_us: (driver.clock.mono() + driver.message_age).0,
+        until_us: (driver.clock.mono() + within(coordinator)).0,
     };
     matches!(send(coordinator, node, operation).await, Some(answer::Kind::Stored(_)))
 }

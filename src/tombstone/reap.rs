@@ -6,8 +6,11 @@
 //! 3. A record is purged only if all have confirmed it. Each deletes it only if it is still the same then.
 //! 4. While one can't be reached, or refuses, nothing is purged: the records wait for it.
 //! 5. The own copies go last, when all others have answered: they are what is left to begin anew from.
+//! 6. And only if all had confirmed it before, so long ago that nothing is on its way any more that was read before
+//!    then: one that lacked it until then may have told somebody what was deleted. The caller says which are *ripe*;
+//!    of the others it is told that they are confirmed now. One that somebody lacks again is not ripe any more.
 //!
-//! Invariant: nothing is purged that not all have confirmed.
+//! Invariant: nothing is purged that not all have confirmed, twice.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -47,6 +50,8 @@ pub enum Effect {
     Finish {
         /// Records that are gone from here.
         purged: usize,
+        /// Those that all hold, and that are not ripe yet.
+        confirmed: BTreeSet<usize>,
         /// Whom the rest waits for.
         waits_for: BTreeSet<NodeId>,
     },
@@ -73,21 +78,25 @@ enum State {
 pub struct Reap {
     records: usize,
     others: BTreeMap<NodeId, State>,
-    /// Confirmed by all.
+    /// Confirmed by all so long ago that they may go.
+    ripe: BTreeSet<usize>,
+    /// Confirmed by all, and ripe: they go.
     doomed: BTreeSet<usize>,
+    /// Confirmed by all, and not ripe.
+    confirmed: BTreeSet<usize>,
     over: bool,
 }
 
 impl Reap {
-    /// The collection of so many records, whose other home replicas are these.
-    pub fn new(records: usize, others: impl IntoIterator<Item = NodeId>) -> Reap {
+    /// The collection of so many records, of which these are ripe, and whose other home replicas are these.
+    pub fn new(records: usize, ripe: BTreeSet<usize>, others: impl IntoIterator<Item = NodeId>) -> Reap {
         let others = others.into_iter().map(|node| (node, State::Asked)).collect();
-        Reap { records, others, doomed: BTreeSet::new(), over: false }
+        Reap { records, others, ripe, doomed: BTreeSet::new(), confirmed: BTreeSet::new(), over: false }
     }
 
     fn finish(&mut self, purged: usize, waits_for: BTreeSet<NodeId>, effects: &mut Vec<Effect>) {
         self.over = true;
-        effects.push(Effect::Finish { purged, waits_for });
+        effects.push(Effect::Finish { purged, confirmed: self.confirmed.clone(), waits_for });
     }
 
     fn holds(&mut self, node: NodeId, held: BTreeSet<usize>, effects: &mut Vec<Effect>) {
@@ -96,6 +105,7 @@ impl Reap {
         match self.others.get_mut(&node) {
             Some(state @ State::Asked) if !missing.is_empty() => {
                 *state = State::Pushed;
+                self.ripe.retain(|record| !missing.contains(record));
                 effects.push(Effect::Push(node, missing));
             }
             Some(state @ (State::Asked | State::AskedAgain)) => {
@@ -108,19 +118,19 @@ impl Reap {
 
     /// Once all have confirmed.
     fn doom(&mut self, effects: &mut Vec<Effect>) {
-        let mut doomed: BTreeSet<usize> = (0..self.records).collect();
+        let mut confirmed: BTreeSet<usize> = (0..self.records).collect();
         let mut lacking = BTreeSet::new();
         for (node, state) in &self.others {
             let State::Holds(held) = state else { return };
             if held.len() < self.records {
                 lacking.insert(*node);
             }
-            doomed.retain(|record| held.contains(record));
+            confirmed.retain(|record| held.contains(record));
         }
-        if doomed.is_empty() {
+        (self.doomed, self.confirmed) = confirmed.into_iter().partition(|record| self.ripe.contains(record));
+        if self.doomed.is_empty() {
             return self.finish(0, lacking, effects);
         }
-        self.doomed = doomed;
         for (node, state) in &mut self.others {
             *state = State::Purging;
             effects.push(Effect::Purge(*node, self.doomed.clone()));
@@ -166,7 +176,7 @@ impl Machine for Reap {
     }
 
     fn check_invariants(&self) {
-        assert!(self.doomed.iter().all(|record| *record < self.records));
+        assert!(self.doomed.iter().all(|record| *record < self.records && self.ripe.contains(record)));
         let purging = self.others.values().any(|state| matches!(state, State::Purging | State::Purged));
         assert!(!purging || !self.doomed.is_empty(), "something is purged that nobody has confirmed");
     }

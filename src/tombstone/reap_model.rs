@@ -1,6 +1,6 @@
 //! All interleavings of one collection with three replicas of one key: exchanges between any two at any time, a leader
-//! that dies and begins anew, messages as late as they like, a new write, and old copies of the deleted value that are
-//! on their way until the grace is over.
+//! that dies and begins anew, messages as late as they like, a new write, old copies of the deleted value that are on
+//! their way until the grace is over, and one that somebody reads from a replica which has it still, whenever that is.
 //!
 //! A record is a number, and merging takes the greater: nothing, the old value, its tombstone, a new value. The
 //! tombstone was acknowledged by two of three before anything begins.
@@ -27,6 +27,10 @@ enum Canary {
     LateMessages,
     /// A replica deletes what it is told to, whatever it holds by then.
     BlindPurge,
+    /// What all confirm is purged at once (rule 6).
+    PurgedAtOnce,
+    /// What was read before all confirmed it arrives however late.
+    LateCopies,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,6 +45,19 @@ struct World {
     /// Copies of the old value on their way, and writes of the new one.
     old_left: u8,
     new_left: u8,
+    /// Reads of the old value that may still be: of each the copy is on its way to a replica.
+    reads_left: u8,
+    read: BTreeSet<usize>,
+    /// What the leader remembers: all have confirmed; and that was long ago.
+    confirmed: bool,
+    ripe: bool,
+}
+
+/// The leader forgets what it knew.
+fn die(world: &mut World) {
+    world.deaths_left -= 1;
+    (world.confirmed, world.ripe) = (false, false);
+    end(world);
 }
 
 /// The leader is gone. What it has sent may still arrive; nobody hears the answers.
@@ -58,8 +75,11 @@ fn step(world: &mut World, event: Event) {
     leader.check_invariants();
     for effect in effects {
         match effect {
-            Effect::Finish { .. } => {
+            Effect::Finish { confirmed, .. } => {
                 end(world);
+                if !confirmed.is_empty() {
+                    (world.confirmed, world.ripe) = (true, false);
+                }
             }
             effect => drop(world.effects.insert((true, effect))),
         }
@@ -114,7 +134,8 @@ fn next(world: &World, canary: Canary) -> Vec<World> {
     if world.leader.is_none() && world.replicas[0] == TOMBSTONE {
         push(&|world| {
             let others = if canary == Canary::OneIsNotAsked { 1..2 } else { 1..3 };
-            world.leader = Some(Reap::new(1, others.map(NodeId)));
+            let is_ripe = world.ripe || canary == Canary::PurgedAtOnce;
+            world.leader = Some(Reap::new(1, is_ripe.then_some(0).into_iter().collect(), others.map(NodeId)));
             world.begun = true;
             step(world, Event::Start);
         });
@@ -139,10 +160,30 @@ fn next(world: &World, canary: Canary) -> Vec<World> {
         });
     }
     if world.leader.is_some() && world.deaths_left > 0 {
+        push(&die);
+    }
+    if world.confirmed && !world.ripe {
+        // As long as a message may be on its way.
         push(&|world| {
-            world.deaths_left -= 1;
-            end(world);
+            world.ripe = true;
+            if canary != Canary::LateCopies {
+                world.read.clear();
+            }
         });
+    }
+    for to in 0..3 {
+        if world.reads_left > 0 && (0..3).any(|from| from != to && world.replicas[from] == OLD) {
+            push(&|world| {
+                world.reads_left -= 1;
+                world.read.insert(to);
+            });
+        }
+        if world.read.contains(&to) {
+            push(&|world| {
+                world.read.remove(&to);
+                world.replicas[to] = OLD.max(world.replicas[to]);
+            });
+        }
     }
     for replica in 0..3 {
         if world.old_left > 0 && (!world.begun || canary == Canary::LateMessages) {
@@ -175,11 +216,12 @@ fn problem(world: &World, new: u8) -> Option<&'static str> {
     None
 }
 
-fn explore(canary: Canary, (old, new): (u8, u8)) -> Result<usize, Box<(&'static str, World)>> {
+fn explore(canary: Canary, (old, new, reads): (u8, u8, u8)) -> Result<usize, Box<(&'static str, World)>> {
     let mut seen = BTreeSet::new();
     let mut queue = VecDeque::new();
     for third in [NOTHING, OLD, TOMBSTONE] {
-        for lacking in 0..3 {
+        // The two others are alike.
+        for lacking in [0, 2] {
             let mut replicas = [TOMBSTONE; 3];
             replicas[lacking] = third;
             queue.push_back(World {
@@ -188,9 +230,14 @@ fn explore(canary: Canary, (old, new): (u8, u8)) -> Result<usize, Box<(&'static 
                 effects: BTreeSet::new(),
                 events: BTreeSet::new(),
                 begun: false,
-                deaths_left: if new > 0 { 0 } else { 1 },
+                deaths_left: old,
                 old_left: old,
                 new_left: new,
+                reads_left: reads,
+                read: BTreeSet::new(),
+                // What is remembered of replicas that lack it by now counts for nothing, so this is the harder case.
+                confirmed: reads == 0,
+                ripe: reads == 0,
             });
         }
     }
@@ -207,8 +254,8 @@ fn explore(canary: Canary, (old, new): (u8, u8)) -> Result<usize, Box<(&'static 
     Ok(seen.len())
 }
 
-/// Old copies on their way, or a new write: both at once are too many states.
-const WORLDS: [(u8, u8); 2] = [(1, 0), (0, 1)];
+/// Old copies on their way, or a new write, or a read of the old value: all at once are too many states.
+const WORLDS: [(u8, u8, u8); 3] = [(1, 0, 0), (0, 1, 0), (0, 0, 1)];
 
 #[test]
 fn f01_nothing_that_can_happen_brings_a_deleted_value_back() {
@@ -226,6 +273,8 @@ fn each_rule_is_needed() {
         (Canary::OneIsNotAsked, WORLDS[0], "the deleted value is back"),
         (Canary::LateMessages, WORLDS[0], "the deleted value is back"),
         (Canary::BlindPurge, WORLDS[1], "the new value is gone"),
+        (Canary::PurgedAtOnce, WORLDS[2], "the deleted value is back"),
+        (Canary::LateCopies, WORLDS[2], "the deleted value is back"),
     ] {
         let (problem, _) = *explore(canary, world).expect_err("the bug is found");
         assert_eq!(problem, expected, "{canary:?}");

@@ -84,6 +84,11 @@ const _: () = assert!(TOMBSTONE_GRACE_DEFAULT.as_secs() > SESSION_KEEPS.as_secs(
 pub const TOMBSTONE_GRACE_MAX: Duration = Duration::from_secs(365 * 86_400);
 /// Tombstones of one place that are collected together, and that are read at a time.
 pub const REAP_RECORDS: usize = 256;
+/// Tombstones that one node remembers at the most as confirmed by all, to be purged later: some 15 MB. The rest waits.
+pub const REAP_CONFIRMED: usize = 1 << 18;
+/// How much longer than the age of a message a tombstone is held by all before it is purged: a receiver may take a message
+/// for younger than it is by the time that a silent link takes to be noticed, and one last look at it takes a while.
+pub const REAP_MARGIN: Duration = Duration::from_secs(2);
 /// The longest between two passes of the collection of tombstones; a quarter of the grace if that is less.
 pub const REAP_INTERVAL_MAX: Duration = Duration::from_secs(60);
 /// How long between two passes of anti-entropy with one peer: equal trees cost one message.
