@@ -13,9 +13,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use quoral::canary::{self, Canary};
+use quoral::hinted::queue::Hint;
 use quoral::node::config::{
-    BootstrapConfig, BootstrapNode, ClockConfig, Config, HintsConfig, LimitsConfig, ListenConfig, LogConfig,
-    NodeConfig, RepairConfig, RuntimeConfig, StorageConfig,
+    BootstrapConfig, BootstrapNode, ClockConfig, Config, LimitsConfig, ListenConfig, LogConfig, NodeConfig,
+    RuntimeConfig, StorageConfig,
 };
 use quoral::node::env::{CommitMode, Env};
 use quoral::node::server::{Disk, Node};
@@ -37,6 +38,7 @@ use crate::clock::{EPOCH_MS, Offset, SimClock};
 use crate::draw::default_space;
 use crate::history::{Recorder, Space};
 use crate::net::{Loss, SimNetwork};
+use crate::upkeep::{APART_MS, BRIEF, BRIEF_TTL_MS, SKEW_MS, Upkeep};
 
 /// How long a simulation may go on before it counts as hung.
 const SIMULATION_MAX: Duration = Duration::from_secs(300);
@@ -78,6 +80,8 @@ pub struct Setup {
     pub requests_limit: usize,
     /// Most bytes of values that they write.
     pub bytes_limit: usize,
+    /// How replicas are kept equal.
+    pub upkeep: Upkeep,
     /// A bug that is planted.
     pub canary: Option<Canary>,
 }
@@ -97,6 +101,7 @@ impl Setup {
             sync_ms: 0,
             requests_limit: limits::REQUESTS_IN_FLIGHT,
             bytes_limit: limits::BYTES_IN_FLIGHT,
+            upkeep: Upkeep::USUAL,
             canary: None,
         }
     }
@@ -228,10 +233,9 @@ fn config(index: usize, setup: &Setup) -> Config {
             requests_in_flight: setup.requests_limit,
             bytes_in_flight: setup.bytes_limit,
         },
-        clock: ClockConfig { max_skew_ms: 500 },
-        hints: HintsConfig::default(),
-        // Off, or it would hide what the other paths miss (F29).
-        repair: RepairConfig { interval_ms: 0, ..RepairConfig::default() },
+        clock: ClockConfig { max_skew_ms: SKEW_MS },
+        hints: setup.upkeep.hints(),
+        repair: setup.upkeep.repair(),
         storage: StorageConfig { cache_bytes: limits::CACHE_BYTES_DEFAULT },
         runtime: RuntimeConfig { threads: 1 },
         log: LogConfig { level: "info".into() },
@@ -242,8 +246,8 @@ fn first_map(config: &Config, spaces: &[Arc<Space>]) -> ClusterMap {
     let mut map = bootstrap_map(config).expect("a valid list");
     for space in &spaces[1..] {
         let Space { name, conflicts, n, r, w, sloppy } = (**space).clone();
-        let wanted =
-            NewKeyspace { name, conflicts, n: Some(n), r: Some(r), w: Some(w), sloppy, ttl_ms: None };
+        let ttl_ms = (name == BRIEF).then_some(BRIEF_TTL_MS);
+        let wanted = NewKeyspace { name, conflicts, n: Some(n), r: Some(r), w: Some(w), sloppy, ttl_ms };
         map = map.with_keyspace(wanted).expect("a valid keyspace");
     }
     map
@@ -499,6 +503,12 @@ impl Cluster {
         counts
     }
 
+    /// How many tombstones the nodes have purged in these lives of theirs.
+    pub fn purged(&self) -> u64 {
+        let services = self.hosts.iter().filter_map(|host| host.service());
+        services.map(|service| service.coordinator.driver.metrics.repair.tombstones_purged.get()).sum()
+    }
+
     /// How many hints wait on all hosts.
     pub fn hints(&self) -> u64 {
         let services = self.hosts.iter().filter_map(|host| host.service());
@@ -522,12 +532,15 @@ impl Cluster {
             Some(&*host.storage as &dyn Storage)
         };
         let maps = self.maps();
-        let is_dropped = |storage_key: &[u8]| {
-            schema::split_range(storage_key)
-                .is_some_and(|(_, keyspace)| maps.iter().any(|(_, map)| map.has_dropped(keyspace)))
+        // Clocks are apart, and a hint is there for a moment after it was found to be too old.
+        let (now, window) = (EPOCH_MS + self.now_ms() + APART_MS, self.setup.upkeep.hints().window_ms);
+        let is_over = |hint: &Hint| {
+            let dropped = schema::split_range(&hint.storage_key)
+                .is_some_and(|(_, keyspace)| maps.iter().any(|(_, map)| map.has_dropped(keyspace)));
+            dropped || hint.at.0 + window < now
         };
         for host in &self.hosts {
-            self.seen_wrong.extend(self.hint_watch.saw(host.id, &*host.storage, disk, is_dropped));
+            self.seen_wrong.extend(self.hint_watch.saw(host.id, &*host.storage, disk, is_over));
         }
         self.sample();
     }

@@ -12,6 +12,7 @@ use rand::{RngExt, SeedableRng};
 use crate::check::lives;
 use crate::cluster::{Setup, Weather, mix};
 use crate::history::Space;
+use crate::upkeep::{BRIEF, Upkeep};
 
 /// Which kinds of faults a run has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -192,7 +193,11 @@ pub fn draw(seed: u64, canary: Option<Canary>) -> Draw {
     for number in 0..rng.random_range(0..=2) {
         spaces.push(space(rng, format!("space-{number}"), nodes));
     }
-    let setup = Setup {
+    let upkeep = Upkeep::draw(seed);
+    if upkeep.purge.is_some() {
+        spaces.push(brief_space(seed, nodes));
+    }
+    let mut setup = Setup {
         seed,
         offsets,
         zones: (0..nodes).map(|node| format!("z{}", node % zones)).collect(),
@@ -202,8 +207,15 @@ pub fn draw(seed: u64, canary: Option<Canary>) -> Draw {
         requests_limit: one_of(rng, [4, 16, 8_192, 8_192]),
         // A value has a few bytes.
         bytes_limit: one_of(rng, [12, 64, limits::BYTES_IN_FLIGHT, limits::BYTES_IN_FLIGHT]),
+        upkeep,
         canary,
     };
+    let more = More::draw(seed);
+    if more.streams {
+        // A quarter of this is the room of a client's streams: past it a stream is read no further, and no get begins. What
+        // waits for that has not begun its time.
+        setup.bytes_limit = limits::BYTES_IN_FLIGHT;
+    }
     Draw {
         setup,
         mix: Mix::draw(rng),
@@ -213,8 +225,9 @@ pub fn draw(seed: u64, canary: Option<Canary>) -> Draw {
         hop: one_of(rng, [0.1, 0.5, 1.0]),
         own_level: one_of(rng, [0.0, 0.0, 0.2]),
         habit: one_of(rng, [Habit::None, Habit::None, Habit::Reload, Habit::Twice, Habit::Tenants]),
-        chaos_ms: rng.random_range(6_000..=10_000),
-        more: More::draw(seed),
+        // What is purged is left alone for a while, and used again.
+        chaos_ms: rng.random_range(6_000..=10_000) + if upkeep.purge.is_some() { 10_000 } else { 0 },
+        more,
     }
 }
 
@@ -223,6 +236,12 @@ pub fn draw(seed: u64, canary: Option<Canary>) -> Draw {
 pub fn reborn_space(seed: u64, nodes: usize) -> Space {
     let rng = &mut StdRng::seed_from_u64(mix(seed, 12, 0));
     Space { sloppy: false, ..space(rng, lives::NAME.into(), nodes) }
+}
+
+/// A keyspace whose values die by themselves.
+fn brief_space(seed: u64, nodes: usize) -> Space {
+    let rng = &mut StdRng::seed_from_u64(mix(seed, 18, 0));
+    Space { sloppy: false, ..space(rng, BRIEF.into(), nodes) }
 }
 
 /// The keyspace that every cluster begins with.
@@ -243,12 +262,15 @@ mod tests {
     fn seeds_draw_all_of_the_world() {
         let (mut sizes, mut spaces, mut deeds) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         let (mut habits, mut rare, mut more) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let mut upkeeps = BTreeSet::new();
         for seed in 0..2_000 {
             let draw = draw(seed, None);
             let nodes = draw.setup.zones.len();
             sizes.insert(nodes);
             habits.insert(draw.habit);
             more.insert(draw.more);
+            let Upkeep { interval_ms, read_repair, window_ms, purge } = draw.setup.upkeep;
+            upkeeps.insert((interval_ms > 0, read_repair, window_ms == Some(0), purge.is_some()));
             let Mix { clocks_back, torn, full_cluster, .. } = draw.mix;
             rare.extend(
                 [clocks_back, torn, full_cluster].iter().enumerate().filter(|(_, on)| **on).map(|(at, _)| at),
@@ -259,6 +281,7 @@ mod tests {
         assert_eq!(sizes, (3..=9).collect());
         assert_eq!(rare.len(), 3, "{rare:?}");
         assert_eq!(more.len(), 8, "{more:?}");
+        assert_eq!(upkeeps.len(), 7, "{upkeeps:?}");
         assert_eq!(habits, [Habit::None, Habit::Reload, Habit::Twice, Habit::Tenants].into());
         for conflicts in [Conflicts::Lww, Conflicts::Siblings] {
             let drawn = |n| {

@@ -11,6 +11,7 @@ mod check;
 mod client;
 mod clock;
 mod cluster;
+mod deletes;
 mod draw;
 mod history;
 mod keyspaces;
@@ -19,6 +20,7 @@ mod net;
 mod scenarios;
 mod story;
 mod swarm;
+mod upkeep;
 mod workload;
 
 use std::ops::Range;

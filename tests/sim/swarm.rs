@@ -9,17 +9,20 @@ use quoral::ring::layout::ClusterMap;
 use quoral::ring::preflist::homes;
 use quoral::types::ids::NodeId;
 use quoral::types::key::Position;
+use quoral::types::time::WallMs;
 
-use crate::check::state::{f23_one_map, g7_converges, holding};
-use crate::check::{Finding, READER, check, honest, lives};
+use crate::check::honest::Gauge;
+use crate::check::state::{f23_one_map, g5_purged, g7_converges, holding};
+use crate::check::{Finding, READER, check_with, g5_expired_stays_expired, honest, lives};
 use crate::client::{Ask, Client};
-use crate::clock::now_ms;
+use crate::clock::{EPOCH_MS, now_ms};
 use crate::cluster::Cluster;
 use crate::draw::{Draw, default_space, draw, reborn_space};
 use crate::history::{Op, Outcome, Space, digest};
 use crate::nemesis::Plan;
 use crate::story::story;
-use crate::workload::{BATCH_MOST, add_client, keys};
+use crate::upkeep::{APART_MS, BRIEF, Purge};
+use crate::workload::{BATCH_MOST, add_client, cold_keys, keys};
 
 /// The bar for the time from the repair to the first write that all replicas take, through every node.
 pub const RECOVERY_MS: u64 = 3_000;
@@ -67,6 +70,7 @@ pub fn run(seed: u64, canary: Option<Canary>) -> Report {
             break;
         }
     }
+    let in_chaos = cluster.purged();
     cluster.heal();
     let recovery_ms = recover(&mut cluster, patience);
     let mut wrong = Vec::new();
@@ -77,28 +81,99 @@ pub fn run(seed: u64, canary: Option<Canary>) -> Report {
     let (ops, maps) = (cluster.recorder.ops(), cluster.maps());
     let newest = maps.iter().map(|(_, map)| map).max_by_key(|map| map.version);
     let newest = &newest.unwrap_or(&cluster.first_map).clone();
+    let upkeep = &draw.setup.upkeep;
     let (reborn, others): (Vec<Op>, Vec<Op>) =
         ops.iter().cloned().partition(|op| op.space.name == lives::NAME);
-    wrong.extend(check(&others));
-    wrong.extend(cluster.life_watch.check(&reborn));
+    let (brief, others): (Vec<Op>, Vec<Op>) = others.into_iter().partition(|op| op.space.name == BRIEF);
+    wrong.extend(check_with(&others, upkeep));
+    wrong.extend(g5_expired_stays_expired(&brief));
+    wrong.extend(cluster.life_watch.check(&reborn, upkeep));
     wrong.extend(lives::f23_changes(newest, &cluster.recorder.changes(), &reborn_space(seed, nodes)));
     wrong.extend(honest::g8_deadlines(&ops, &spans, draw.clients));
-    if draw.mix.is_of_the_network_only() && draw.setup.sync_ms < 50 && draw.setup.requests_limit > 100 {
+    let has_hints = upkeep.window_ms.is_none();
+    if has_hints
+        && draw.mix.is_of_the_network_only()
+        && draw.setup.sync_ms < 50
+        && draw.setup.requests_limit > 100
+    {
         wrong.extend(honest::g6_writable(&ops, &spans, &plan.cuts(nodes), nodes));
     }
     wrong.extend(honest::f13_stamps_grow(&ops, |op| coordinator(&cluster, newest, op)));
     wrong.extend(cluster.missing().into_iter().map(|text| Finding::new("recovery", text)));
-    wrong.extend(honest::g9_bounded(&cluster.gauges()));
+    wrong.extend(honest::g9_bounded(&at_rest(&mut cluster)));
     wrong.append(&mut cluster.seen_wrong);
     wrong.extend(f23_one_map(&maps, &cluster.recorder.creations()));
-    let holdings: Vec<_> = cluster.hosts.iter().map(|host| (host.id, holding(&*host.storage))).collect();
-    wrong.extend(g7_converges(newest, &holdings));
+    wrong.extend(differences(&cluster));
     let trace = cluster.recorder.trace();
     let (many, placed) = cluster.life_watch.count(&reborn);
-    let lives = format!("{many} lives with {placed} of {} ops", reborn.len());
+    let (before, all) = (in_chaos, cluster.purged());
+    let lives =
+        format!("{many} lives with {placed} of {} ops; {all} purged, {before} in the chaos", reborn.len());
     let summary = summary(seed, &draw, &ops, recovery_ms, cluster.now_ms(), &digest(&trace), &lives);
     let story = story(&wrong, &ops, &cluster.recorder.notes());
     Report { wrong, story, recovery_ms, simulated_ms: cluster.now_ms(), nodes, trace, summary }
+}
+
+/// All gauges, when nothing is under way. Anti-entropy has its own rhythm: what it counts is back at zero now and then.
+fn at_rest(cluster: &mut Cluster) -> Vec<Gauge> {
+    let mut gauges = cluster.gauges();
+    let until = cluster.now_ms() + 3_000;
+    let repairs = cluster.setup.upkeep.interval_ms > 0;
+    while repairs && cluster.now_ms() < until && gauges.iter().any(|gauge| gauge.left > 0) {
+        cluster.step();
+        for (gauge, now) in gauges.iter_mut().zip(cluster.gauges()) {
+            gauge.left = gauge.left.min(now.left);
+        }
+    }
+    gauges
+}
+
+/// What the nodes' stores differ in, by the newest map.
+fn differences(cluster: &Cluster) -> Vec<Finding> {
+    let maps = cluster.maps();
+    let newest = maps.iter().map(|(_, map)| map).max_by_key(|map| map.version).unwrap_or(&cluster.first_map);
+    let holdings: Vec<_> = cluster.hosts.iter().map(|host| (host.id, holding(&*host.storage))).collect();
+    g7_converges(newest, &holdings)
+}
+
+/// How often it is looked whether what is to come is there.
+const LOOK_MS: u64 = 250;
+/// By when anti-entropy has made all replicas equal: what is younger than 5 s is left out, and then each pair of nodes
+/// has its turn, tree by tree.
+const EQUAL_MS: u64 = 60_000;
+/// By when each tombstone is gone, beyond the time that it has to wait.
+const PURGED_MS: u64 = 30_000;
+
+/// Goes on until a check finds nothing, or for so long: what it finds then.
+fn wait_for(cluster: &mut Cluster, most_ms: u64, check: impl Fn(&Cluster) -> Vec<Finding>) -> Vec<Finding> {
+    let until = cluster.now_ms() + most_ms;
+    loop {
+        let found = check(cluster);
+        if found.is_empty() || cluster.now_ms() >= until {
+            return found;
+        }
+        let next = cluster.now_ms() + LOOK_MS;
+        while cluster.now_ms() < next {
+            cluster.step();
+        }
+    }
+}
+
+/// With anti-entropy all replicas are equal by themselves; and what is dead goes, where it does after a while.
+fn healed(cluster: &mut Cluster, draw: &Draw) -> Vec<Finding> {
+    let mut wrong = Vec::new();
+    if draw.setup.upkeep.interval_ms > 0 {
+        wrong.extend(wait_for(cluster, EQUAL_MS, differences));
+    }
+    if let Some(Purge { grace_ms, age_ms }) = draw.setup.upkeep.purge {
+        let dead = |cluster: &Cluster| {
+            let now = WallMs(EPOCH_MS + cluster.now_ms());
+            cluster.hosts.iter().flat_map(|host| g5_purged(host.id, &*host.storage, now)).collect()
+        };
+        wrong.extend(wait_for(cluster, grace_ms + age_ms + APART_MS + PURGED_MS, dead));
+        wrong.extend(wait_for(cluster, EQUAL_MS, differences));
+    }
+    wrong
 }
 
 fn summary(
@@ -114,7 +189,7 @@ fn summary(
     let spaces: Vec<String> = draw.setup.spaces[1..].iter().map(|space| space.to_string()).collect();
     format!(
         "seed {seed}: {} nodes, {} clients, {} ops: {} written, {} read, {} refused, {} unknown, {} late; \
-         recovered in {recovery_ms} ms; {simulated_ms} ms simulated; {}; {lives}; trace {trace}",
+         recovered in {recovery_ms} ms; {simulated_ms} ms simulated; {}; {}; {lives}; trace {trace}",
         draw.setup.zones.len(),
         draw.clients,
         ops.len(),
@@ -124,6 +199,7 @@ fn summary(
         count(|o| matches!(o, Outcome::Unknown(_))),
         count(|o| matches!(o, Outcome::Late)),
         spaces.join(", "),
+        draw.setup.upkeep,
     )
 }
 
@@ -188,16 +264,28 @@ fn calm(cluster: &mut Cluster, draw: &Draw, patience: Duration) -> Vec<Finding> 
     while cluster.hints() > 0 && cluster.now_ms() < repaired + HINTS_HOME_MS {
         cluster.step();
     }
-    let wrong = Arc::new(Mutex::new(Vec::new()));
+    let wrong = Arc::new(Mutex::new(healed(cluster, draw)));
     let (recorder, names, spaces) =
         (cluster.recorder.clone(), cluster.node_names(), draw.setup.spaces.clone());
-    let (found, keys, made) = (wrong.clone(), keys(draw.keys), written_elsewhere(cluster, draw));
+    let (found, mut keys, made) = (wrong.clone(), keys(draw.keys), written_elsewhere(cluster, draw));
+    let cold = cold_keys(draw);
+    keys.extend(cold.iter().cloned());
     cluster.client("reader", async move {
         let mut reader = Client::new(READER, &names, patience, recorder);
         let find =
             |text: String| found.lock().expect("no panic while it is held").push(Finding::new("G7", text));
         for space in spaces {
             let level = Some(space.n);
+            // What was purged is written anew, and found.
+            for (turn, key) in
+                cold.iter().enumerate().filter(|(turn, _)| turn % 2 == 0 && space.name != BRIEF)
+            {
+                let (node, space, key) = (turn % names.len(), space.clone(), key.clone());
+                let ask = Ask { node, space, key, timeout_ms: 2_000, level };
+                if !reader.put(&ask).await {
+                    find(format!("in the calm, {}/{} could not be written", ask.space.name, ask.key));
+                }
+            }
             for node in 0..names.len() {
                 for key in keys.clone() {
                     let ask = Ask { node, space: space.clone(), key, timeout_ms: 2_000, level };

@@ -23,6 +23,19 @@ pub fn keys(count: usize) -> Vec<String> {
     (0..count).map(|number| format!("key-{number}")).collect()
 }
 
+/// How many keys that are left alone now and then there are, in so many groups.
+const COLD: (usize, usize) = (10, 5);
+/// How long a group of them is used, in milliseconds; then it rests while the others are.
+const WARM_MS: u64 = 2_500;
+/// From when on in that time they are deleted rather than written.
+const COOLS_MS: u64 = 1_700;
+
+/// The keys that are left alone now and then, where tombstones go after a while.
+pub fn cold_keys(draw: &Draw) -> Vec<String> {
+    let count = if draw.setup.upkeep.purge.is_some() { COLD.0 } else { 0 };
+    (0..count).map(|number| format!("cold-{number}")).collect()
+}
+
 /// Most items of a batch.
 pub const BATCH_MOST: usize = 8;
 /// How often a client of a scenario that has more than the usual does that.
@@ -33,6 +46,7 @@ struct Habits {
     nodes: usize,
     spaces: Vec<Arc<Space>>,
     keys: Vec<String>,
+    cold: Vec<String>,
     hop: f64,
     own_level: f64,
     habit: Habit,
@@ -148,6 +162,30 @@ impl Habits {
         }
     }
 
+    /// A key that is used for a while, deleted, and left alone, so that its tombstone may be purged before it is
+    /// written anew; or a look at any such key, which writes nothing but what it repairs.
+    async fn cool(&self, rng: &mut StdRng, client: &mut Client, node: usize) {
+        let at = now_ms().saturating_sub(self.began_ms);
+        let warm = usize::try_from(at / WARM_MS).unwrap_or(0) % COLD.1;
+        let looks = rng.random_bool(0.25);
+        // Now and then one comes late, or early.
+        let group = if looks || rng.random_bool(0.03) { rng.random_range(0..COLD.1) } else { warm };
+        let of_group: Vec<&String> = self.cold.iter().skip(group).step_by(COLD.1).collect();
+        let key = of_group[rng.random_range(0..of_group.len())].clone();
+        let ask = Ask { key, ..self.ask(rng, node) };
+        let deletes = if at % WARM_MS >= COOLS_MS { 0.85 } else { 0.3 };
+        if looks {
+            client.get(&ask).await;
+        } else if rng.random_bool(deletes) {
+            if ask.space.conflicts == Conflicts::Siblings {
+                client.get(&ask).await;
+            }
+            client.delete(&ask).await;
+        } else {
+            client.put(&ask).await;
+        }
+    }
+
     /// Requests that are sent together, of any keyspaces; some of one key.
     fn parts(&self, rng: &mut StdRng, node: usize, most: usize) -> Vec<Part> {
         let count = rng.random_range(1..=most);
@@ -225,6 +263,7 @@ pub fn add_client(cluster: &mut Cluster, draw: &Draw, number: usize, patience: D
         nodes: cluster.hosts.len(),
         spaces: draw.setup.spaces.clone(),
         keys: keys(draw.keys),
+        cold: cold_keys(draw),
         hop: draw.hop,
         own_level: draw.own_level,
         habit: draw.habit,
@@ -238,6 +277,7 @@ pub fn add_client(cluster: &mut Cluster, draw: &Draw, number: usize, patience: D
     let (names, recorder) = (cluster.node_names(), cluster.recorder.clone());
     let mut rng = StdRng::seed_from_u64(mix(draw.setup.seed, 3, number as u64));
     let mut extra = StdRng::seed_from_u64(mix(draw.setup.seed, 13, number as u64));
+    let mut apart = StdRng::seed_from_u64(mix(draw.setup.seed, 19, number as u64));
     let has_session = mix(draw.setup.seed, 9, number as u64).is_multiple_of(3);
     cluster.client(&format!("c{}", number + 1), async move {
         let mut client = Client::new(number, &names, patience, recorder);
@@ -247,7 +287,9 @@ pub fn add_client(cluster: &mut Cluster, draw: &Draw, number: usize, patience: D
             if rng.random_bool(habits.hop) {
                 node = rng.random_range(0..habits.nodes);
             }
-            if habits.more.is_any() && extra.random_bool(MORE) {
+            if !habits.cold.is_empty() && apart.random_bool(0.5) {
+                habits.cool(&mut apart, &mut client, node).await;
+            } else if habits.more.is_any() && extra.random_bool(MORE) {
                 habits.besides(&mut extra, &mut client, node).await;
             } else {
                 habits.turn(&mut rng, &mut client, node).await;

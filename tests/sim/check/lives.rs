@@ -10,8 +10,9 @@ use std::collections::BTreeMap;
 use quoral::ring::layout::ClusterMap;
 use quoral::types::ids::{KeyspaceId, MapVersion};
 
-use super::{Finding, check};
+use super::{Finding, check_with};
 use crate::history::{Change, Op, Outcome, Seq, Space, Wish};
+use crate::upkeep::Upkeep;
 
 /// The name of such a keyspace.
 pub const NAME: &str = "reborn";
@@ -80,7 +81,7 @@ impl LifeWatch {
     }
 
     /// What is wrong within each life; `ops` are of this keyspace alone.
-    pub fn check(&self, ops: &[Op]) -> Vec<Finding> {
+    pub fn check(&self, ops: &[Op], upkeep: &Upkeep) -> Vec<Finding> {
         let lives = self.lives();
         let placed: Vec<(Option<MapVersion>, &Op)> =
             ops.iter().map(|op| (self.sure(&lives, op), op)).collect();
@@ -94,7 +95,7 @@ impl LifeWatch {
                     Some(Op { outcome, end: Seq::MAX, ..(*op).clone() })
                 }
             });
-            wrong.extend(check(&of_life.collect::<Vec<_>>()));
+            wrong.extend(check_with(&of_life.collect::<Vec<_>>(), upkeep));
         }
         wrong
     }

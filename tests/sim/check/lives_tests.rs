@@ -9,6 +9,7 @@ use quoral::types::policy::Conflicts;
 use super::lives::{LifeWatch, NAME, f23_changes};
 use super::tests::{get, map, nothing, put, space};
 use crate::history::{Change, Op, Seq, Space, Wish};
+use crate::upkeep::Upkeep;
 
 /// Node 0 knows life 2 from place 10 on, and life 3 from 30 on; node 1 hears of it at 50.
 fn watch() -> LifeWatch {
@@ -31,8 +32,11 @@ fn an_id_that_is_given_again_is_another_life() {
         watch.look(seq, &[(0, MapVersion(version), life.map(KeyspaceId))]);
     }
     let old = put(12, 13, 1, 5);
-    assert!(!watch.check(&[old.clone(), get(40, 41, 1, 5)]).is_empty(), "read in the next life");
-    assert_eq!(watch.check(&[old, nothing(40, Some(0))]).len(), 0);
+    assert!(
+        !watch.check(&[old.clone(), get(40, 41, 1, 5)], &Upkeep::USUAL).is_empty(),
+        "read in the next life"
+    );
+    assert_eq!(watch.check(&[old, nothing(40, Some(0))], &Upkeep::USUAL).len(), 0);
 }
 
 fn through(node: usize, op: Op) -> Op {
@@ -41,7 +45,7 @@ fn through(node: usize, op: Op) -> Op {
 
 #[test]
 fn within_a_life_it_is_judged_like_any_and_nothing_of_an_earlier_one_is_read() {
-    let count = |ops: &[Op]| watch().check(ops).len();
+    let count = |ops: &[Op]| watch().check(ops, &Upkeep::USUAL).len();
     let old = || put(12, 13, 1, 5);
     assert_eq!(count(&[old(), get(20, 21, 1, 5)]), 0);
     assert!(count(&[old(), nothing(20, Some(0))]) > 0, "lost in its own life");

@@ -1,8 +1,8 @@
 //! G7 and F23: what all nodes hold in the end, compared by digest; and what is watched as it goes on.
 //!
-//! Anti-entropy is not built, so keys converge when they are read: a scenario's calm reads every key from all
+//! Where there is no anti-entropy keys converge when they are read: a scenario's calm reads every key from all
 //! its replicas through every node, and then the *whole* store of every node is compared, with records that
-//! lie where they have no home, and keys that nobody asked for.
+//! lie where they have no home, and keys that nobody asked for. Where there is, that is done before any is read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -13,6 +13,7 @@ use quoral::ring::layout::ClusterMap;
 use quoral::ring::preflist::homes;
 use quoral::storage::{Storage, schema};
 use quoral::types::ids::{MapVersion, NodeId};
+use quoral::types::time::WallMs;
 use quoral::version::codec;
 
 use super::Finding;
@@ -67,6 +68,29 @@ pub fn g7_converges(map: &ClusterMap, nodes: &[(NodeId, Holding)]) -> Vec<Findin
     wrong
 }
 
+/// G5: what is dead and stored yet, on one node.
+pub fn g5_purged(node: NodeId, storage: &dyn Storage, now: WallMs) -> Vec<Finding> {
+    let mut left = Vec::new();
+    let from = [schema::RECORD_TAG];
+    let to = schema::prefix_end(&from).expect("it is not the last byte");
+    let visited = storage.scan(Bound::Included(&from), Bound::Excluded(&to), false, &mut |key, value| {
+        let since = stored::decode(key, value).ok().and_then(|stored| stored.record.dead_since());
+        if let (Some(since), Some((_, keyspace, key))) =
+            (since.filter(|since| *since <= now), schema::split_record_key(key))
+        {
+            let name = String::from_utf8_lossy(key.partition_key()).into_owned();
+            let for_ms = now.0 - since.0;
+            let text = format!(
+                "{node} still has {name} of keyspace {keyspace}, which has been dead for {for_ms} ms"
+            );
+            left.push(Finding::new("G5", text));
+        }
+        true
+    });
+    visited.expect("memory can be read");
+    left
+}
+
 /// F23: the cluster map that a node acts on is never an older one than before, over restarts too.
 #[derive(Default)]
 pub struct MapWatch(BTreeMap<NodeId, MapVersion>);
@@ -84,14 +108,14 @@ impl MapWatch {
 pub struct HintWatch(BTreeMap<NodeId, BTreeMap<Vec<u8>, Hint>>);
 
 impl HintWatch {
-    /// Looks at the log of `keeper`; `disk` is the disk of a node, and `is_dropped` says of a storage key whether its
-    /// keyspace is gone, and nobody holds it any more.
+    /// Looks at the log of `keeper`; `disk` is the disk of a node, and `is_over` says of a hint that it may be gone: it
+    /// is too old, or its keyspace was dropped, and nobody holds it any more.
     pub fn saw<'a>(
         &mut self,
         keeper: NodeId,
         log: &dyn Storage,
         disk: impl Fn(NodeId) -> Option<&'a dyn Storage>,
-        is_dropped: impl Fn(&[u8]) -> bool,
+        is_over: impl Fn(&Hint) -> bool,
     ) -> Vec<Finding> {
         let known = self.0.entry(keeper).or_default();
         let (from, to) = schema::hint_range(None);
@@ -111,7 +135,7 @@ impl HintWatch {
         for key in gone {
             let (hint, target) = (known.remove(&key), schema::split_hint_key(&key).map(|(target, _)| target));
             let (Some(hint), Some(target)) = (hint, target) else { continue };
-            if !is_dropped(&hint.storage_key) && !disk(target).is_some_and(|disk| holds(disk, &hint)) {
+            if !is_over(&hint) && !disk(target).is_some_and(|disk| holds(disk, &hint)) {
                 let text = format!("{keeper} forgot a hint that {target} does not hold, number {}", hint.seq);
                 wrong.push(Finding::new("G7", text));
             }
