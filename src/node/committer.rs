@@ -518,7 +518,7 @@ impl Shared {
         // What can't be read will fail by itself; it is not for the count to say so.
         let growth = requests::growth(&*self.storage, batch).unwrap_or(0);
         let written = self.storage.write(batch).map_err(|error| match error {
-            StorageError::Full => Cause::Storage(error.to_string()),
+            StorageError::Full | StorageError::Unreadable(_) => Cause::Storage(error.to_string()),
             error => {
                 self.failed.store(true, Ordering::Release);
                 Cause::InDoubt(error.to_string())

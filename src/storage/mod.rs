@@ -13,6 +13,7 @@
 //! - Once a sync has failed, the storage only reads: the device may have dropped what it could not write.
 
 mod large;
+mod log_check;
 pub mod memory;
 pub mod schema;
 pub mod sled;
@@ -78,6 +79,9 @@ pub enum StorageError {
     /// must stop acknowledging.
     #[error("input or output failed: {0}")]
     Io(String),
+    /// A part of the engine's files that the batch would change can't be read: nothing of it was written.
+    #[error("a part of the storage engine's files can't be read: {0}")]
+    Unreadable(String),
     /// The engine found its own files damaged.
     #[error("the files of the storage engine are damaged: {0}")]
     Corrupt(String),

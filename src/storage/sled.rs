@@ -13,6 +13,8 @@
 //! - A reverse scan spins where a key has 5 bytes `ff` in a row: keys are stored with a 0 after each third.
 //! - A full disk fails it until the next start: writes are refused while there is still some room left.
 //! - It may panic where its files are damaged: a panic is caught, and is an error.
+//! - It takes damage in its log for the end of a crash, and goes back to older pages: [`super::log_check`] reads the log
+//!   first.
 //! - Its own flush thread is off: the commit thread syncs.
 //!
 //! Invariants:
@@ -22,20 +24,24 @@
 //!    is on stable storage.
 //! 3. Once a write or a sync has failed in sled, every later one fails: its state is in doubt until the next
 //!    start. Reads go on.
+//! 4. Once a page could not be read, a write looks first whether it needs such a page, and is refused as a whole then.
 //!
 //! What it does not do: notice that one of sled's own threads has died, which leaves a sync waiting.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, Once, OnceLock, PoisonError};
 use std::time::Duration;
 
 use super::large::{INLINE_BYTES_MAX, LargeValues, Pointer, from_io};
+use super::log_check::{self, Tide};
 use super::stored::{Stored, decode, encode_inline, encode_pointer, stuff, unstuff};
 use super::{Batch, Storage, StorageError, Write, is_empty_range};
 
@@ -78,6 +84,9 @@ pub struct SledStorage {
     log: File,
     dir: File,
     large: LargeValues,
+    tide: Tide,
+    /// Whether a page could not be read.
+    unreadable: AtomicBool,
     failed: OnceLock<StorageError>,
     writer: Mutex<Writer>,
 }
@@ -102,12 +111,14 @@ impl SledStorage {
 
     /// Opens or makes a database in `dir`, whose cache holds `cache_bytes` of pages.
     pub fn open(dir: &Path, cache_bytes: u64) -> Result<SledStorage, StorageError> {
+        print_only_what_is_not_caught();
         prepare(dir).map_err(from_io)?;
         let config = sled::Config::new()
             .path(dir)
             .cache_capacity(cache_bytes.max(1 << 20))
             .segment_size(SEGMENT_BYTES)
             .flush_every_ms(None);
+        log_check::check(dir, SEGMENT_BYTES)?;
         let db = caught(|| config.open())?;
         check_format(&db)?;
         let log = File::open(dir.join("db")).map_err(from_io)?;
@@ -116,9 +127,10 @@ impl SledStorage {
             Ok(matches!(stored.as_deref().map(decode), Some(Ok(Stored::At(pointer))) if pointer.id == id))
         })?;
         let writer = Mutex::new(Writer::default());
-        let dir_handle = File::open(dir).map_err(from_io)?;
+        let (dir_handle, tide) = (File::open(dir).map_err(from_io)?, Tide::open(dir)?);
+        let (unreadable, failed) = (AtomicBool::new(false), OnceLock::new());
         let storage =
-            SledStorage { db: Some(db), log, dir: dir_handle, large, failed: OnceLock::new(), writer };
+            SledStorage { db: Some(db), log, dir: dir_handle, large, tide, unreadable, failed, writer };
         storage.sync()?;
         // What opening itself has made: the snapshot, the configuration, the names of all.
         sync_tree(dir).map_err(from_io)?;
@@ -136,6 +148,29 @@ impl SledStorage {
 
     fn check_failed(&self) -> Result<(), StorageError> {
         self.failed.get().map_or(Ok(()), |error| Err(error.clone()))
+    }
+
+    /// Runs a reading of sled's, and notes that there are pages that can't be read.
+    fn reading<T>(&self, f: impl FnOnce() -> sled::Result<T>) -> Result<T, StorageError> {
+        caught(f).inspect_err(|error| {
+            if let StorageError::Corrupt(_) = error {
+                self.unreadable.store(true, Ordering::Relaxed);
+            }
+        })
+    }
+
+    /// Keeps invariant 4.
+    fn check_readable(&self, writes: &BTreeMap<&[u8], Option<&[u8]>>) -> Result<(), StorageError> {
+        if !self.unreadable.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        for key in writes.keys() {
+            match caught(|| self.db().get(stuff(key))) {
+                Err(StorageError::Corrupt(what)) => return Err(StorageError::Unreadable(what)),
+                other => drop(other?),
+            }
+        }
+        Ok(())
     }
 
     /// Runs a change of sled's; its failure is final (invariant 3).
@@ -158,9 +193,14 @@ impl SledStorage {
         })
     }
 
-    /// Number of the segment in which the part of the log that was written out ends.
+    /// Where the part of the log that was written out ends.
+    fn written(&self) -> u64 {
+        u64::try_from(self.db().context.pagecache.log.stable_offset()).unwrap_or(0)
+    }
+
+    /// Number of the segment in which that is.
     fn written_segment(&self) -> u64 {
-        u64::try_from(self.db().context.pagecache.log.stable_offset()).unwrap_or(0) / SEGMENT_BYTES as u64
+        self.written() / SEGMENT_BYTES as u64
     }
 
     /// Keeps invariant 2.
@@ -300,7 +340,7 @@ impl SledStorage {
 impl Storage for SledStorage {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
         let stored_key = stuff(key);
-        match caught(|| self.db().get(&stored_key))? {
+        match self.reading(|| self.db().get(&stored_key))? {
             Some(stored) => {
                 self.touch(&stored_key, stored.len())?;
                 self.settle(key, stored)
@@ -321,7 +361,8 @@ impl Storage for SledStorage {
         }
         let mut entries = self.db().range::<Cow<'_, [u8]>, _>((from.map(stuff), to.map(stuff)));
         loop {
-            let next = caught(|| if reverse { entries.next_back() } else { entries.next() }.transpose())?;
+            let next =
+                self.reading(|| if reverse { entries.next_back() } else { entries.next() }.transpose())?;
             let Some((stored_key, stored)) = next else { return Ok(()) };
             self.touch(&stored_key, stored.len())?;
             let key = unstuff(&stored_key);
@@ -354,6 +395,7 @@ impl Storage for SledStorage {
         let mut writer = self.writer();
         self.check_failed()?;
         self.check_room(&mut writer, batch)?;
+        self.check_readable(&last)?;
         let placed = self.place(&last)?;
         if last.len() * PAGE_BYTES > SEGMENT_BYTES / 2 {
             // It may fill segments without a look in between.
@@ -367,7 +409,10 @@ impl Storage for SledStorage {
     fn sync(&self) -> Result<(), StorageError> {
         self.check_failed()?;
         let garbage = std::mem::take(&mut self.writer().garbage);
-        let synced = self.change(|| self.db().flush()).and_then(|_| self.sync_log());
+        let flushed = self.change(|| self.db().flush());
+        // Before the sync: what is written out meanwhile is not in it.
+        let written = self.written();
+        let synced = flushed.and_then(|_| self.sync_log()).and_then(|()| self.tide.rises(written));
         if let Err(error) = synced {
             self.writer().garbage.extend(garbage);
             return Err(error);
@@ -413,9 +458,30 @@ impl Drop for SledStorage {
     }
 }
 
+thread_local! {
+    /// Whether a panic of this thread is caught, and told as an error.
+    static IS_CAUGHT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Keeps the panics that are caught from being printed, with all that sled has to say in them.
+fn print_only_what_is_not_caught() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !IS_CAUGHT.get() {
+                before(panic);
+            }
+        }));
+    });
+}
+
 /// Runs a call of sled's. A panic becomes an error: sled panics where it finds its files damaged.
 fn caught<T>(f: impl FnOnce() -> sled::Result<T>) -> Result<T, StorageError> {
-    match catch_unwind(AssertUnwindSafe(f)) {
+    IS_CAUGHT.set(true);
+    let result = catch_unwind(AssertUnwindSafe(f));
+    IS_CAUGHT.set(false);
+    match result {
         Ok(result) => result.map_err(from_sled),
         Err(panic) => {
             let what = panic

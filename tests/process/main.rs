@@ -3,7 +3,7 @@
 //! What only real processes show: that what was acknowledged is on the disk when SIGKILL comes, that a dead or
 //! stopped node makes no long pause, and that nothing a stranger sends brings a node down.
 //!
-//! `QUORAL_KILL_ROUNDS` sets the rounds of the test that kills all nodes at once (2; the bar is 20).
+//! `QUORAL_FLIP_ROUNDS` sets those of the test that damages files. `QUORAL_KILL_ROUNDS` sets the rounds of the test that kills all nodes at once (2; the bar is 20).
 
 #![allow(clippy::disallowed_methods, reason = "real processes are waited for in real time")]
 #![allow(
@@ -18,6 +18,7 @@ mod cluster;
 mod crashes;
 mod dev;
 mod errors;
+mod flips;
 mod hints;
 mod keyspaces;
 mod late;

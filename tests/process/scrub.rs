@@ -14,7 +14,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::client::{self, get_r, kv, put, values};
-use crate::cluster::{BINARY, Cluster, Node, alone, eventually, said};
+use crate::cluster::{BINARY, Cluster, Node, alone, copy_dir, eventually, said};
 use crate::repair::metric;
 use crate::repair_now::links;
 use crate::semantics::siblings_keyspace;
@@ -187,6 +187,41 @@ async fn f29_damaged_records_are_never_served_and_are_healed_by_the_scrub_alone(
     stop(&mut cluster.nodes[2]);
     let (code, shown) = quarantine(&cluster.nodes[2]);
     assert!(code == 0 && shown["quarantine"][0]["healed_at"].is_string(), "{code} {shown}");
+}
+
+/// Without its own state a node can't tell what it has promised.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_own_state_is_damaged_refuses_to_start_and_says_which() {
+    let _alone = alone();
+    let mut cluster = Cluster::start(1);
+    client::wait_for_all(&cluster.all_clients(), 1).await;
+    put_all(cluster.nodes[0].client, "default", 20).await;
+    stop(&mut cluster.nodes[0]);
+    let (data, good) = (cluster.nodes[0].data(), cluster.dir.path().join("good"));
+    copy_dir(&data, &good);
+    for (name, told) in [
+        (schema::META_MAP, "the cluster map"),
+        (schema::META_CLOCK_BOUND, "clock_bound"),
+        (schema::META_DISK, "disk id"),
+        (schema::META_STARTS, "starts"),
+    ] {
+        std::fs::remove_dir_all(&data).expect("removed");
+        copy_dir(&good, &data);
+        let storage = SledStorage::open(&data.join("storage"), 1 << 20).expect("opened");
+        let key = schema::meta_key(name);
+        let mut value = storage.get(&key).expect("readable").expect("there");
+        *value.last_mut().expect("not empty") ^= 1;
+        let mut batch = Batch::new();
+        batch.put(key, value);
+        storage.write(&batch).expect("written");
+        storage.sync().expect("synced");
+        drop(storage);
+        cluster.nodes[0].start();
+        let status = cluster.nodes[0].ended(Duration::from_secs(20)).expect("it refuses");
+        let last = cluster.nodes[0].log_tail(1);
+        assert_eq!(status.code(), Some(1), "{name}: {last}");
+        assert!(last.contains(told) && last.contains("A disk is damaged"), "{name}: {last}");
+    }
 }
 
 /// What a get finds damaged is healed at once, without the scrub; and a write meanwhile is not lost.
