@@ -198,16 +198,13 @@ impl SledStorage {
         u64::try_from(self.db().context.pagecache.log.stable_offset()).unwrap_or(0)
     }
 
-    /// Number of the segment in which that is.
-    fn written_segment(&self) -> u64 {
-        self.written() / SEGMENT_BYTES as u64
-    }
-
     /// Keeps invariant 2.
     fn sync_full_segments(&self, writer: &mut Writer) -> Result<(), StorageError> {
-        let segment = self.written_segment();
+        let written = self.written();
+        let segment = written / SEGMENT_BYTES as u64;
         if segment != writer.durable_segment {
             self.sync_log()?;
+            self.tide.rises(written)?;
             writer.durable_segment = segment;
         }
         Ok(())
