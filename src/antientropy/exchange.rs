@@ -249,7 +249,7 @@ pub fn compare_items(
 /// What the asker does about an answer.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Resolved {
-    /// Fingerprints of records to fetch.
+    /// Fingerprints of the keys of records to fetch: as they are by then, which is no less than what was listed.
     pub fetch: Vec<u64>,
     /// Storage keys of records to send.
     pub send: Vec<Vec<u8>>,
@@ -291,7 +291,7 @@ pub fn resolve(conflicts: Conflicts, mine: &[Listed], answer: &ItemsCompared, se
     for theirs in answer.extra.iter().filter(|extra| !left_there.contains(&extra.item)) {
         match theirs.stamp > settled {
             true => resolved.too_new += 1,
-            false => resolved.fetch.push(theirs.item),
+            false => resolved.fetch.push(theirs.key),
         }
     }
     resolved

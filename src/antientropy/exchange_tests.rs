@@ -286,11 +286,11 @@ fn the_newer_version_travels_and_what_is_too_new_does_not() {
         whole: true,
     };
     let resolved = resolve(Conflicts::Lww, &mine, &answer, Stamp(40));
-    assert_eq!(resolved.fetch, [extra(2, 6).item, extra(7, 3).item]);
+    assert_eq!(resolved.fetch, [extra(2, 6).key, extra(7, 3).key]);
     assert_eq!(resolved.send, [key(1), key(3)]);
     assert_eq!((resolved.send_merged.len(), resolved.too_new), (0, 2));
     // Stamps say nothing of siblings: theirs come, and what is here goes back if it adds to them.
     let resolved = resolve(Conflicts::Siblings, &mine, &answer, Stamp(40));
-    assert_eq!(resolved.fetch, [extra(1, 4).item, extra(2, 6).item, extra(7, 3).item]);
+    assert_eq!(resolved.fetch, [extra(1, 4).key, extra(2, 6).key, extra(7, 3).key]);
     assert_eq!((resolved.send, resolved.send_merged), (vec![key(3)], vec![key(1), key(2)]));
 }

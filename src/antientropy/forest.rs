@@ -107,10 +107,15 @@ pub struct Listed {
 impl Listed {
     /// Fingerprint of its key alone, as it travels.
     pub fn key_print(&self) -> u64 {
-        let mut first = [0; 8];
-        first.copy_from_slice(&blake3::hash(&self.storage_key).as_bytes()[..8]);
-        u64::from_be_bytes(first)
+        key_print(&self.storage_key)
     }
+}
+
+/// Fingerprint of a key, as it travels.
+pub fn key_print(storage_key: &[u8]) -> u64 {
+    let mut first = [0; 8];
+    first.copy_from_slice(&blake3::hash(storage_key).as_bytes()[..8]);
+    u64::from_be_bytes(first)
 }
 
 /// All trees of a node.

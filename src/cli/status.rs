@@ -91,6 +91,12 @@ fn to_json(status: &proto::StatusResponse, with_partitions: bool) -> Value {
             "durability": node.durability,
             "map_version": node.map_version,
             "proved_ms": proved(node.proved_ms),
+            "refill": node.refill.as_ref().map(|refill| json!({
+                "trees": refill.trees,
+                "done": refill.done,
+                "records": refill.records,
+                "waits_for": refill.waits_for,
+            })),
         })
     };
     let mut all = json!({
@@ -144,7 +150,8 @@ fn to_text(status: &proto::StatusResponse) -> String {
         "MAP",
         "PROVED",
     ];
-    let progress: String = status.nodes.iter().map(progress).collect();
+    let refills: String = status.nodes.iter().filter_map(|node| refill_line(status, node)).collect();
+    let progress = refills + &status.nodes.iter().map(progress).collect::<String>();
     format!(
         "cluster {}: layout version {}, map version {}, {} partitions; as {} sees it\n{}{progress}",
         status.cluster_id,
@@ -154,6 +161,29 @@ fn to_text(status: &proto::StatusResponse) -> String {
         status.answered_by,
         output::table(&head, &rows)
     )
+}
+
+/// How far a node is that lost its disk; nothing if none did.
+fn refill_line(status: &proto::StatusResponse, node: &proto::NodeStatus) -> Option<String> {
+    let refill = node.refill.as_ref()?;
+    let percent = (refill.done * 100).checked_div(refill.trees).unwrap_or(100);
+    let name = |id: &String| {
+        let known = status.nodes.iter().find(|node| node.node_id == *id);
+        known.map_or(id.clone(), |node| match node.state.as_str() {
+            "alive" => node.name.clone(),
+            state => format!("{} ({state})", node.name),
+        })
+    };
+    let waits_for: Vec<String> = refill.waits_for.iter().map(name).collect();
+    let waits_for = match waits_for.is_empty() {
+        true => String::new(),
+        false => format!(", the rest is to come from {}", waits_for.join(", ")),
+    };
+    Some(format!(
+        "{} lost its disk and is refilled: {} of {} trees are back ({percent}%), with {} records{waits_for}; it \
+         answers no reads of what is not back\n",
+        node.name, refill.done, refill.trees, refill.records
+    ))
 }
 
 /// How far a node's hints are on their way home, and what has none; nothing if there is nothing to say.
@@ -238,6 +268,28 @@ mod tests {
         assert!(text.contains("25.0%") && text.contains("1.5 KiB") && text.contains("10 s"), "{text}");
         let text = partitions_text(&status);
         assert!(text.contains("never") && text.contains("1970-01-01") && text.contains("10 s"), "{text}");
+    }
+
+    #[test]
+    fn a_refill_is_told() {
+        let node = |id: &str, name: &str, state: &str| proto::NodeStatus {
+            node_id: id.into(),
+            name: name.into(),
+            state: state.into(),
+            ..proto::NodeStatus::default()
+        };
+        let mut nodes = vec![node("a1", "n1", "alive"), node("a2", "n2", "down"), node("a3", "n3", "alive")];
+        let waits_for = vec!["a1".into(), "a2".into()];
+        nodes[2].refill = Some(proto::Refill { trees: 40, done: 10, records: 700, waits_for });
+        let status = proto::StatusResponse { nodes, ..proto::StatusResponse::default() };
+        let text = to_text(&status);
+        let line = "n3 lost its disk and is refilled: 10 of 40 trees are back (25%), with 700 records, the rest is to \
+                    come from n1, n2 (down); it answers no reads of what is not back\n";
+        assert!(text.ends_with(line), "{text}");
+        let refill = &to_json(&status, false)["nodes"][2]["refill"];
+        let expected = json!({"trees": 40, "done": 10, "records": 700, "waits_for": ["a1", "a2"]});
+        assert_eq!(*refill, expected);
+        assert!(to_json(&status, false)["nodes"][0]["refill"].is_null());
     }
 
     #[test]

@@ -175,7 +175,7 @@ fn fetch_items(
         wanted.sort_unstable();
         let mut keys = Vec::new();
         visit(storage, &told, place, node, &mut |record| {
-            if wanted.binary_search(&record.item.short()).is_ok() {
+            if wanted.binary_search(&record.key_print()).is_ok() {
                 keys.push(record.storage_key);
             }
             keys.len() < wanted.len()

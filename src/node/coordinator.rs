@@ -16,8 +16,10 @@ use tokio::sync::watch;
 use super::drive::{Driver, Place, PutDone};
 use super::forwards::another_home_may;
 use super::readings::KeyReading;
+use super::refill::{self, Fresh};
 use super::retries::{Named, Turns, context_of_write};
 use super::sessions::{Carried, Wrote};
+use crate::antientropy::forest::Place as Tree;
 use crate::canary::{self, Canary};
 use crate::quorum::admission::KeyShares;
 use crate::quorum::{put, read};
@@ -32,7 +34,7 @@ use crate::types::error::{Applied, Cause, Failure, Invalid};
 use crate::types::ids::{NodeId, PartitionId};
 use crate::types::key::{Key, Position};
 use crate::types::limits;
-use crate::types::policy::{Keyspace, Level};
+use crate::types::policy::{Conflicts, Keyspace, Level};
 use crate::types::time::{Mono, WallMs};
 use crate::version::codec::{self, ClientContext};
 use crate::version::dvv::Context;
@@ -126,6 +128,13 @@ pub struct Route {
     pub partition: PartitionId,
     /// Its home replicas, in order.
     pub homes: Vec<NodeId>,
+}
+
+impl Route {
+    /// The Merkle tree that the key is in.
+    pub fn tree(&self) -> Tree {
+        Tree { partition: self.partition, keyspace: self.keyspace.id }
+    }
 }
 
 impl Coordinator {
@@ -364,6 +373,9 @@ impl Coordinator {
             seen.stamp = seen.stamp.max(carried.need().stamp);
         }
         self.check_clock(now, seen.stamp)?;
+        if route.keyspace.conflicts == Conflicts::Lww {
+            seen.stamp = seen.stamp.max(self.least_stamp(route)?);
+        }
         let fallbacks = self.fallbacks(route, request.sloppy);
         if fallbacks.is_empty() {
             self.check_agreed(now, route, w)?;
@@ -447,6 +459,16 @@ impl Coordinator {
         })
     }
 
+    /// What the stamp of an `lww` write must be above if this node was a replica and lost its disk.
+    fn least_stamp(&self, route: &Route) -> Result<Stamp, Failure> {
+        match self.driver.refill.judge(route.tree(), &route.homes, self.driver.me) {
+            _ if !route.homes.contains(&self.driver.me) => Ok(Stamp::default()),
+            Fresh::Take => Ok(Stamp::default()),
+            Fresh::Above(stamp) => Ok(stamp),
+            Fresh::NotYet => Err(Failure::early(Cause::NotServing(refill::NOT_HEARD.into()))),
+        }
+    }
+
     /// Refuses a write that would find the links to too many replicas full: then nothing is stored.
     fn check_room(&self, homes: &[(NodeId, bool)], w: u8) -> Result<(), Failure> {
         let me = self.driver.me;
@@ -518,10 +540,12 @@ impl Coordinator {
         let homes = route.homes.clone();
         let mut candidates: Vec<NodeId> =
             homes.iter().copied().filter(|node| *node != me && self.is_reachable(*node)).collect();
+        let (now, refill) = (self.driver.clock.mono(), &self.driver.refill);
         let (own, hedge_after) = {
             let mut choice = self.driver.choice();
-            choice.order(self.driver.clock.mono(), &mut candidates);
-            let own = usize::from(homes.contains(&me));
+            choice.order(now, &mut candidates);
+            candidates.sort_by_key(|node| refill.is_asked_last(*node, now));
+            let own = usize::from(homes.contains(&me) && !refill.lacks(route.tree()));
             let asked = usize::from(r).saturating_sub(own).min(candidates.len());
             (own, choice.patience(&candidates[..asked]))
         };

@@ -87,6 +87,10 @@ impl Maps {
             Gate::Decided => return Ok(Reply::Decided(current.encode().into())),
             Gate::Behind => return Ok(Reply::Behind(current.version)),
         }
+        if let Some(barrier) = self.refill.abstains(asked, current.layout.members.len()) {
+            let problem = format!("this node lost its disk, and votes on maps above version {barrier}");
+            return Err(Cause::NotServing(problem));
+        }
         if let Some(bytes) = &value
             && let Err(problem) = check_proposal(&current, bytes)
         {
@@ -154,6 +158,27 @@ impl Maps {
         let others = Cause::Overloaded(RETRY_DELAY);
         let failure = if edit.may_be_made() { decided_but(others) } else { Failure::early(others) };
         Err(ChangeError::Failed(failure))
+    }
+
+    /// Has maps decided that change nothing until one has this version.
+    pub async fn reach(self: &Arc<Maps>, links: &Arc<Links>, version: MapVersion) {
+        for _ in 0..ATTEMPTS {
+            let current = self.current();
+            if current.version >= version {
+                return;
+            }
+            let next = MapVersion(current.version.0 + 1);
+            let next = ClusterMap { version: next, proposal: self.env.random(), ..(*current).clone() };
+            match self.propose(links, &current, next).await {
+                Ok(Outcome::Ours) => {}
+                Ok(Outcome::Theirs { map, .. }) => {
+                    if self.adopt(map).await.is_err() {
+                        return;
+                    }
+                }
+                Ok(Outcome::Unreachable(_)) | Err(_) => return,
+            }
+        }
     }
 
     async fn propose(

@@ -16,13 +16,14 @@ use super::committer::{Committer, Incoming, Job};
 use super::env::Clock;
 use super::hints::Hints;
 use super::links::Links;
+use super::refill::Refill;
 use crate::machine::Machine;
 use crate::quorum::choice::Choice;
 use crate::quorum::{put, read};
 use crate::replica::apply::Outcome;
 use crate::replica::mint::{Mint, Minted};
 use crate::rpc::peer_link::Lost;
-use crate::rpc::proto::{self, answer, operation};
+use crate::rpc::proto::{self, answer, operation, refusal::Reason};
 use crate::telemetry::metrics::Metrics;
 use crate::types::error::{Applied, Cause, Failure};
 use crate::types::ids::{KeyspaceId, NodeId};
@@ -46,6 +47,8 @@ pub struct Driver {
     pub links: Arc<Links>,
     /// What is kept for those that are away.
     pub hints: Arc<Hints>,
+    /// What must not be asked of this node while it is refilled.
+    pub refill: Arc<Refill>,
     /// Whom to read from first.
     pub choice: Arc<Mutex<Choice>>,
     /// Counters.
@@ -392,10 +395,14 @@ impl Driver {
     ) {
         let operation = reading.operation(node, own.as_ref());
         let (reading, failed) = (reading.clone(), events.clone());
-        let events = events.clone();
+        let (events, refill, clock) = (events.clone(), self.refill.clone(), self.clock.clone());
         let asked = R::IS_TIMED.then(|| Asked::new(self, node));
         let waiter = Box::new(move |result: Result<answer::Kind, _>| {
             drop(asked);
+            if matches!(&result, Ok(answer::Kind::Refused(refusal)) if refusal.reason() == Reason::Refilling)
+            {
+                refill.refused_by(node, clock.mono());
+            }
             let answer = result.ok().and_then(|kind| reading.decode(kind, own));
             let _ = events.send(match answer {
                 Some(answer) => read::Event::Answered(node, answer),

@@ -16,7 +16,7 @@ use super::repair_runs::Progress;
 use crate::antientropy::exchange::{
     Effect, Event, Exchange, LIST_ALL, LIST_MAX, Resolved, SETTLE, children_of, kept_children, resolve,
 };
-use crate::antientropy::forest::{Listed, Place, list};
+use crate::antientropy::forest::{Listed, Place, key_print, list};
 use crate::antientropy::tree::Node;
 use crate::canary::{self, Canary};
 use crate::machine::Machine as _;
@@ -77,6 +77,8 @@ pub struct Talk<'a> {
     pub rate: u64,
     /// Where it is counted.
     pub progress: &'a watch::Sender<Progress>,
+    /// Whether it refills a lost disk: nothing that the peer has is too new to be taken, or may stay behind.
+    pub refills: bool,
 }
 
 impl Talk<'_> {
@@ -185,13 +187,16 @@ impl Talk<'_> {
         let answer::Kind::Items(answer) = answer else { return Err(Broken::Nonsense("items")) };
         let now = self.coordinator.driver.clock.wall().0;
         let settle = u64::try_from(SETTLE.as_millis()).unwrap_or(u64::MAX);
-        let settled = Stamp::at(WallMs(now.saturating_sub(settle)));
+        let settled = match self.refills {
+            true => Stamp(u64::MAX),
+            false => Stamp::at(WallMs(now.saturating_sub(settle))),
+        };
         let (mut covered, mut received, mut sent) = (0, 0, 0);
         for ((node, own), told) in lists.iter().zip(&answer.lists) {
             let compared = wire::list_of_wire(told).ok_or(Broken::Nonsense("items"))?;
             let resolved = resolve(conflicts, own, &compared, settled);
             *too_new += u64::try_from(resolved.too_new).unwrap_or(0);
-            let (got, given) = self.carry_out(place, *node, &resolved).await?;
+            let (got, given) = self.carry_out(place, *node, &resolved, too_new).await?;
             received += got;
             sent += given;
             if !compared.whole {
@@ -224,7 +229,13 @@ impl Talk<'_> {
         lists.map_err(|error: crate::storage::StorageError| Broken::Storage(error.to_string()))
     }
 
-    async fn carry_out(&self, place: Place, node: Node, resolved: &Resolved) -> Result<(u64, u64), Broken> {
+    async fn carry_out(
+        &self,
+        place: Place,
+        node: Node,
+        resolved: &Resolved,
+        left: &mut u64,
+    ) -> Result<(u64, u64), Broken> {
         let mut got = BTreeMap::new();
         let mut wanted = resolved.fetch.clone();
         while !wanted.is_empty() {
@@ -237,15 +248,19 @@ impl Talk<'_> {
             let answer = self.ask(place.keyspace.0, operation::Kind::FetchItems(question)).await?;
             let answer::Kind::Records(page) = answer else { return Err(Broken::Nonsense("records")) };
             for entry in page.entries {
-                let (key, item, digest, is_new) = self.take(place, entry, until).await?;
+                let (key, digest, is_new) = self.take(place, entry, until).await?;
                 self.count(is_new);
-                wanted.retain(|print| *print != item);
+                let print = key_print(&key);
+                wanted.retain(|wanted| *wanted != print);
                 got.insert(key, digest);
             }
-            // What was asked for and did not come is gone there.
+            // What was asked for and did not come is gone there, or damaged.
             if !page.more || got.len() == before {
                 break;
             }
+        }
+        if self.refills {
+            *left += u64::try_from(wanted.len()).unwrap_or(0);
         }
         let mut send = resolved.send.clone();
         send.extend(resolved.send_merged.iter().filter(|key| self.adds_to(key, got.get(*key))).cloned());
@@ -273,13 +288,13 @@ impl Talk<'_> {
         own.is_ok_and(|own| own.is_some_and(|own| Some(&own.record.digest()) != fetched))
     }
 
-    /// Merges a record that came: its key, its fingerprint, its digest, and whether it was new.
+    /// Merges a record that came: its key, its digest, and whether it was new.
     async fn take(
         &self,
         place: Place,
         entry: proto::PageEntry,
         until: Mono,
-    ) -> Result<(Vec<u8>, u64, Digest, bool), Broken> {
+    ) -> Result<(Vec<u8>, Digest, bool), Broken> {
         let driver = &self.coordinator.driver;
         let nonsense = || Broken::Nonsense("records");
         let record = codec::decode_record(&entry.record).map_err(|_| nonsense())?;
@@ -287,7 +302,6 @@ impl Talk<'_> {
         let storage_key =
             [&schema::range_prefix(place.partition, place.keyspace)[..], &entry.suffix].concat();
         let digest = record.digest();
-        let item = crate::antientropy::tree::Item::of(&storage_key, digest).short();
         let incoming = || Incoming {
             storage_key: storage_key.clone(),
             record: Arc::new(record.clone()),
@@ -307,7 +321,7 @@ impl Talk<'_> {
                 Ok(Ok(outcome)) => {
                     let is_new = matches!(outcome, Outcome::Changed(_));
                     driver.metrics.repair.count_received(is_new);
-                    return Ok((storage_key, item, digest, is_new));
+                    return Ok((storage_key, digest, is_new));
                 }
                 Ok(Err(Cause::Overloaded(delay))) => tokio::time::sleep(delay).await,
                 Ok(Err(cause)) => return Err(Broken::Storage(format!("{cause:?}"))),

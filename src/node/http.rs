@@ -31,8 +31,8 @@ use crate::types::limits::{HTTP_CONNECTION_LIFE, HTTP_CONNECTIONS};
 
 /// What the watchers ask of a node.
 pub trait HttpState: Send + Sync + 'static {
-    /// Whether it serves; or why not, in a few words.
-    fn ready(&self) -> Result<(), String>;
+    /// That it serves; or why not, in a few words.
+    fn ready(&self) -> Result<String, String>;
     /// All metrics in the OpenMetrics text format.
     fn metrics(&self) -> String;
 }
@@ -60,7 +60,7 @@ fn router(state: Arc<dyn HttpState>) -> Router {
 
 async fn ready(State(state): State<Arc<dyn HttpState>>) -> impl IntoResponse {
     match state.ready() {
-        Ok(()) => (StatusCode::OK, "ready\n".to_string()),
+        Ok(how) => (StatusCode::OK, format!("{how}\n")),
         Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
     }
 }
@@ -155,10 +155,10 @@ mod tests {
     use std::sync::Mutex;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    struct Fake(Mutex<Result<(), String>>);
+    struct Fake(Mutex<Result<String, String>>);
 
     impl HttpState for Fake {
-        fn ready(&self) -> Result<(), String> {
+        fn ready(&self) -> Result<String, String> {
             self.0.lock().expect("not poisoned").clone()
         }
         fn metrics(&self) -> String {
@@ -203,8 +203,9 @@ mod tests {
         let answer = ask(&to, "/readyz").await;
         assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with("waiting for peers\n"), "{answer}");
         assert!(ask(&to, "/healthz").await.starts_with("HTTP/1.1 200"));
-        *state.0.lock().expect("not poisoned") = Ok(());
-        assert!(ask(&to, "/readyz").await.starts_with("HTTP/1.1 200"));
+        *state.0.lock().expect("not poisoned") = Ok("ready".into());
+        let answer = ask(&to, "/readyz").await;
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("ready\n"), "{answer}");
         let answer = ask(&to, "/metrics").await;
         assert!(answer.contains("openmetrics") && answer.ends_with("# EOF\n"), "{answer}");
         assert!(ask(&to, "/other").await.starts_with("HTTP/1.1 404"));
@@ -215,7 +216,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn silent_connections_do_not_shut_others_out_for_ever() {
         let (to, from) = tokio::sync::mpsc::channel(8);
-        let state = Arc::new(Fake(Mutex::new(Ok(()))));
+        let state = Arc::new(Fake(Mutex::new(Ok("ready".into()))));
         let served = tokio::spawn(serve_http(state, Box::new(Pipes(from)), std::future::pending()));
         let mut silent = Vec::new();
         for _ in 0..HTTP_CONNECTIONS {

@@ -12,12 +12,13 @@ use tonic::transport::Channel;
 
 use super::committer::Committer;
 use super::env::{Clock, ClusterClock, CommitMode, Env};
+use super::refill::Refill;
 use crate::ring::layout::ClusterMap;
 use crate::rpc::peer_link::{self, LinkError, PeerLink, Preamble};
 use crate::rpc::peer_service::PeerClocks;
 use crate::rpc::proto;
 use crate::telemetry::metrics::Metrics;
-use crate::types::ids::{ClusterId, DiskId, Incarnation, NodeId, Nonce};
+use crate::types::ids::{ClusterId, DiskId, Incarnation, MapVersion, NodeId, Nonce};
 use crate::types::time::{Mono, WallMs};
 use crate::version::hlc::Stamp;
 
@@ -79,6 +80,7 @@ pub struct Links {
     peers: Mutex<BTreeMap<NodeId, Peer>>,
     contacts: watch::Sender<BTreeMap<NodeId, Contact>>,
     told: Mutex<BTreeMap<NodeId, Told>>,
+    refill: Arc<Refill>,
 }
 
 /// What a peer said of its clocks.
@@ -115,6 +117,7 @@ impl Links {
         committer: Committer,
         metrics: Arc<Metrics>,
         map: watch::Receiver<Arc<ClusterMap>>,
+        refill: Arc<Refill>,
     ) -> Arc<Links> {
         let contacts = watch::Sender::default();
         Arc::new(Links {
@@ -127,6 +130,7 @@ impl Links {
             peers: Mutex::default(),
             contacts,
             told: Mutex::default(),
+            refill,
         })
     }
 
@@ -195,8 +199,11 @@ impl Links {
     ) {
         let mut delay = RETRY_MIN;
         loop {
-            let up = || {
+            let up = |hello: &proto::HelloResponse| {
                 tracing::info!(peer = %name, "link up");
+                self.observe_clock(name, Stamp(hello.clock));
+                let map = MapVersion(hello.map_version);
+                self.refill.heard(peer, hello.replaced, map, Stamp(hello.clock));
                 self.metrics.links.inc();
                 self.set_contact(peer, Contact::Accepted);
             };

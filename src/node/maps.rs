@@ -10,6 +10,7 @@ use super::committer::Committer;
 use super::env::Env;
 use super::gossip::{GossipHandle, Members};
 use super::links::Links;
+use super::refill::Refill;
 use crate::canary::{self, Canary};
 use crate::replica::stored::LoadError;
 use crate::ring::decree::Acceptor;
@@ -51,14 +52,22 @@ pub struct Maps {
     stale: tokio::sync::Notify,
     /// The own vote, one at a time.
     pub(super) acceptor: tokio::sync::Mutex<Option<Acceptor>>,
+    /// Whether it may vote.
+    pub(super) refill: Arc<Refill>,
 }
 
 impl Maps {
     /// Holds `map`, which is stored already.
-    pub fn new(me: NodeId, env: Env, committer: Committer, map: watch::Sender<Arc<ClusterMap>>) -> Arc<Maps> {
+    pub fn new(
+        me: NodeId,
+        env: Env,
+        committer: Committer,
+        map: watch::Sender<Arc<ClusterMap>>,
+        refill: Arc<Refill>,
+    ) -> Arc<Maps> {
         let (adopting, stale) = (tokio::sync::Mutex::default(), tokio::sync::Notify::default());
         let acceptor = tokio::sync::Mutex::default();
-        Arc::new(Maps { me, env, committer, current: map, adopting, stale, acceptor })
+        Arc::new(Maps { me, env, committer, current: map, adopting, stale, acceptor, refill })
     }
 
     /// The map now.

@@ -3,7 +3,8 @@
 //! [`startup`] opens a data directory and joins a cluster; [`server`] holds what runs. A client's request
 //! comes through [`service`] to the [`coordinator`], whose machines are fed by [`drive`]; what is written goes
 //! through the [`committer`], what is sent through [`links`]. [`peers`] is the other side of a link. The [`sweeper`]
-//! deletes what dropped keyspaces have left; `trees`, `repairs` and `exchanges` make replicas equal, and `repair_calls` at once.
+//! deletes what dropped keyspaces have left; `trees`, `repairs` and `exchanges` make replicas equal, and `repair_calls` at once; `refill` is what a node that lost its disk must not do yet, and
+//! `refiller` ends that.
 
 pub mod batch;
 pub mod committer;
@@ -28,6 +29,8 @@ pub mod peers;
 mod proofs;
 pub mod readings;
 pub mod reaper;
+mod refill;
+mod refiller;
 mod repair_calls;
 mod repair_runs;
 mod repairs;

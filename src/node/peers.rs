@@ -2,10 +2,10 @@
 //!
 //! Rules:
 //! 1. A peer of another cluster, another protocol or not in the cluster map is refused, and told why.
-//! 2. The data directory of each node is remembered, durably, before it is admitted, with the count of its starts:
-//!    one with another disk under a known node id has lost its disk, one with fewer starts is an older copy
-//!    of it (one taken since its last start can't be told). Neither may vote in a read quorum; both are refused
-//!    until repair can refill them.
+//! 2. The data directory of each node is remembered, durably, before it is admitted, with the count of its starts.
+//!    Another one under a known node id, with a later incarnation, takes its place for good: it is told so, and refilled
+//!    (`refill`). One with an earlier incarnation was replaced, one with fewer starts is an older copy (one taken
+//!    since its last start can't be told): both are refused.
 //! 3. Of two live processes with one node id the later is refused.
 //! 4. An operation under another layout version, or on a partition that is not this node's, is refused.
 //! 5. Until this node is admitted itself it carries out nothing, so what it may have lost is no answer.
@@ -30,7 +30,7 @@ use super::hints::kept_to_wire;
 use super::links::{Links, Me};
 use super::maps::Maps;
 use super::readings::page_of_wire;
-use super::reaper;
+use super::refill::{NOT_HEARD, REFILLING};
 use super::repairs::Repairs;
 use crate::replica::apply::Outcome;
 use crate::replica::fetch::{self, Fetched};
@@ -91,7 +91,10 @@ enum As {
     Any,
 }
 
-fn check_layout(from: Sender, map: &crate::ring::layout::ClusterMap) -> Result<(), (Reason, String)> {
+pub(super) fn check_layout(
+    from: Sender,
+    map: &crate::ring::layout::ClusterMap,
+) -> Result<(), (Reason, String)> {
     if from.layout_version != map.layout.version {
         let (theirs, mine) = (from.layout_version, map.layout.version);
         return Err((Reason::StaleLayout, format!("layout version {theirs}, this node has {mine}")));
@@ -150,16 +153,26 @@ impl Peers {
         if !store.stand_in_for.is_empty() {
             return self.stand_in(&place, &store, entry, reply);
         }
+        let least = match store.fresh && driver.refill.is_filling() {
+            true => {
+                driver.refill.least_stamp(&self.maps.current(), self.me.node, &place.storage_key, &record)
+            }
+            false => Some(Stamp::default()),
+        };
+        let Some(least) = least else { return reply.refuse(Reason::Refilling, NOT_HEARD) };
+        let is_behind = record.stamp() <= least && least > Stamp::default();
         let incoming = Incoming {
             storage_key: place.storage_key,
             record: Arc::new(record),
             bytes: store.record,
-            fresh: store.fresh,
+            fresh: store.fresh && !is_behind,
             entry,
         };
         let counted = store.exchange.then(|| driver.metrics.clone());
         let done = move |result| match result {
             Ok(Outcome::Superseded(stamp)) => reply.send(answer::Kind::Superseded(stamp.0)),
+            // Stored all the same: it may be that nobody waits for it any more.
+            Ok(_) if is_behind => reply.send(answer::Kind::Superseded(least.0)),
             Ok(outcome) => {
                 let is_new = matches!(outcome, Outcome::Changed(_));
                 if let Some(metrics) = &counted {
@@ -192,7 +205,14 @@ impl Peers {
     }
 
     fn fetch(&self, place: &Place, fetch: &proto::Fetch, reply: Reply) {
-        let committer = &self.coordinator.driver.committer;
+        let driver = &self.coordinator.driver;
+        let committer = &driver.committer;
+        if !fetch.stand_in
+            && !fetch.inspect
+            && driver.refill.lacks_range(schema::split_range(&place.storage_key))
+        {
+            return reply.refuse(Reason::Refilling, REFILLING);
+        }
         if fetch.stand_in {
             let kind = match self.coordinator.driver.hints.kept_for_key(&place.storage_key) {
                 Ok(Some(record)) => fetched::Kind::Record(codec::encode_record(&record).into()),
@@ -235,6 +255,9 @@ impl Peers {
         };
         let storage = driver.committer.storage();
         match requests::find(storage, driver.clock.wall(), &place.storage_key, id) {
+            Ok(None) if driver.refill.forgets_requests(driver.clock.wall()) => {
+                reply.refuse(Reason::Refilling, REFILLING);
+            }
             Ok(found) => {
                 let unsettled = found.as_ref().and_then(|(_, key)| driver.committer.unsettled(key));
                 let entry = found.map(|(outcome, _)| Entry { id, outcome }.encode());
@@ -253,6 +276,9 @@ impl Peers {
         let Some(request) = page_of_wire(keyspace, page) else {
             return reply.refuse(Reason::BadRequest, "partition: out of range");
         };
+        if self.coordinator.driver.refill.lacks_range(Some((request.partition, request.keyspace))) {
+            return reply.refuse(Reason::Refilling, REFILLING);
+        }
         let page = match scan::page(committer.storage(), &request) {
             Ok(page) => page,
             Err(bad) => {
@@ -267,39 +293,6 @@ impl Peers {
         let entries = page.entries.into_iter().map(entry).collect();
         let answer = answer::Kind::Page(proto::Page { entries, more: page.more });
         self.send_settled(committer.unsettled_any(), answer, reply);
-    }
-
-    /// Says which dead records are held here, or purges them (`tombstone::reap`).
-    fn dead_records(
-        &self,
-        from: Sender,
-        keyspace: u32,
-        dead: &proto::DeadRecords,
-        purges: bool,
-        reply: Reply,
-    ) {
-        let map = self.maps.current();
-        let place = check_layout(from, &map)
-            .and_then(|()| comparisons::place_of(&map, self.me.node, KeyspaceId(keyspace), dead.partition));
-        let records = place.and_then(|place| reaper::records_of_wire(place, dead));
-        let records = match records {
-            Ok(records) => records,
-            Err((reason, message)) => return reply.refuse(reason, message),
-        };
-        let committer = self.coordinator.driver.committer.clone();
-        tokio::spawn(async move {
-            let answer = match purges {
-                true => committer
-                    .purge(records)
-                    .await
-                    .map(|purged| answer::Kind::PurgedDead(u32::try_from(purged).unwrap_or(u32::MAX))),
-                false => reaper::held(&committer, &records).await.map(answer::Kind::HeldDead),
-            };
-            match answer {
-                Ok(answer) => reply.send(answer),
-                Err(cause) => reply.refuse(Reason::Storage, format!("{cause:?}")),
-            }
-        });
     }
 
     /// Answers a question about trees: once it is worked out, and what it tells of is durable.
@@ -429,6 +422,7 @@ impl PeerHandler for Peers {
         Box::pin(async move {
             let _one_at_a_time = self.hello.lock().await;
             let judged = self.judge(&request).await;
+            let replaced = judged.as_ref().is_ok_and(|replaced| *replaced);
             if judged.is_ok()
                 && let Ok(node) = request.node_id.parse()
             {
@@ -443,7 +437,8 @@ impl PeerHandler for Peers {
                 tracing::warn!(node = %request.node_id, %refused, "a peer is refused");
             }
             let (node_id, nonce) = (self.me.node.to_string(), self.me.nonce.to_string());
-            proto::HelloResponse { refused, r#final: is_final, node_id, nonce }
+            let (map_version, clock) = (self.maps.current().version.0, self.clock().0);
+            proto::HelloResponse { refused, r#final: is_final, node_id, nonce, replaced, map_version, clock }
         })
     }
 
@@ -545,9 +540,11 @@ impl PeerHandler for Peers {
                 Err((reason, message)) => reply.refuse(reason, message),
             },
             Some(operation::Kind::Proofs(_)) => {
-                let proved = self.repairs.proofs(&self.maps.current());
-                let proved_ms = proved.into_iter().map(|at| at.0).collect();
-                reply.send(answer::Kind::Proofs(proto::Proofs { proved_ms }));
+                let map = self.maps.current();
+                let proved_ms = self.repairs.proofs(&map).into_iter().map(|at| at.0).collect();
+                let refill =
+                    self.coordinator.driver.refill.view(&map, self.me.node).map(|view| view.to_wire());
+                reply.send(answer::Kind::Proofs(proto::Proofs { proved_ms, refill }));
             }
             Some(operation::Kind::Ping(_)) => reply.send(answer::Kind::Pong(true)),
             Some(

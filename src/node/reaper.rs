@@ -15,8 +15,10 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::committer::Committer;
-use super::comparisons::Refused;
+use super::comparisons::{Refused, place_of};
 use super::coordinator::Coordinator;
+use super::peers::{Peers, check_layout};
+use super::refill::REFILLING;
 use crate::antientropy::forest::Place;
 use crate::antientropy::tree::Item;
 use crate::canary::{self, Canary};
@@ -24,12 +26,13 @@ use crate::machine::Machine as _;
 use crate::replica::stored;
 use crate::ring::layout::ClusterMap;
 use crate::ring::preflist::homes;
+use crate::rpc::peer_service::{Reply, Sender};
 use crate::rpc::proto::{self, answer, operation, refusal::Reason};
 use crate::rpc::tree_wire as wire;
 use crate::storage::{Batch, schema};
 use crate::tombstone::reap::{Effect, Event, Reap};
 use crate::types::error::Cause;
-use crate::types::ids::NodeId;
+use crate::types::ids::{KeyspaceId, NodeId};
 use crate::types::limits::{REAP_CONFIRMED, REAP_INTERVAL_MAX, REAP_MARGIN, REAP_RECORDS};
 use crate::types::time::{Mono, WallMs};
 use crate::version::codec;
@@ -118,6 +121,44 @@ pub async fn held(committer: &Committer, records: &[Doomed]) -> Result<Bytes, Ca
         return Err(Cause::Storage("a sync has failed".into()));
     }
     Ok(wire::mask_to_wire(records.len(), |at| holds[at]).into())
+}
+
+impl Peers {
+    /// Says which dead records are held here, or purges them.
+    pub(super) fn dead_records(
+        &self,
+        from: Sender,
+        keyspace: u32,
+        dead: &proto::DeadRecords,
+        purges: bool,
+        reply: Reply,
+    ) {
+        let map = self.maps.current();
+        let place = check_layout(from, &map)
+            .and_then(|()| place_of(&map, self.me.node, KeyspaceId(keyspace), dead.partition));
+        let records = place.and_then(|place| match self.coordinator.driver.refill.lacks(place) {
+            true => Err((Reason::Refilling, REFILLING.to_owned())),
+            false => records_of_wire(place, dead),
+        });
+        let records = match records {
+            Ok(records) => records,
+            Err((reason, message)) => return reply.refuse(reason, message),
+        };
+        let committer = self.coordinator.driver.committer.clone();
+        tokio::spawn(async move {
+            let answer = match purges {
+                true => committer
+                    .purge(records)
+                    .await
+                    .map(|purged| answer::Kind::PurgedDead(u32::try_from(purged).unwrap_or(u32::MAX))),
+                false => held(&committer, &records).await.map(answer::Kind::HeldDead),
+            };
+            match answer {
+                Ok(answer) => reply.send(answer),
+                Err(cause) => reply.refuse(Reason::Storage, format!("{cause:?}")),
+            }
+        });
+    }
 }
 
 /// Some dead records of one place.
@@ -231,7 +272,8 @@ impl Reaper {
                 Some(found) => {
                     let known = map.keyspace_by_id(keyspace);
                     let lead = known.and_then(|known| homes(&map, known, partition).first().copied());
-                    if lead == Some(driver.me) || canary::sings(Canary::PurgedUnasked) {
+                    let is_whole = !driver.refill.lacks(Place { partition, keyspace });
+                    if (lead == Some(driver.me) && is_whole) || canary::sings(Canary::PurgedUnasked) {
                         let doomed = (storage_key.to_vec(), found.record.digest());
                         by_place
                             .entry(Place { partition, keyspace })

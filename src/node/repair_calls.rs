@@ -155,24 +155,34 @@ impl Campaign {
     }
 }
 
-/// When all replicas of each partition were last proved equal, as far as the nodes say.
-pub async fn proofs(coordinator: &Coordinator, repairs: &Repairs, map: &ClusterMap) -> Vec<WallMs> {
+/// What the nodes say of how equal they are.
+pub struct Standing {
+    /// When all replicas of each partition were last proved equal.
+    pub proved: Vec<WallMs>,
+    /// How far those are that are refilled.
+    pub refills: BTreeMap<NodeId, proto::Refill>,
+}
+
+/// Asks all nodes how equal they are; those that don't say have proved nothing.
+pub async fn standing(coordinator: &Coordinator, repairs: &Repairs, map: &ClusterMap) -> Standing {
     let me = coordinator.driver.me;
     let others = map.layout.members.iter().map(|member| member.id).filter(|id| *id != me);
     let asked: Vec<_> =
         others.map(|node| (node, ask(coordinator, node, operation::Kind::Proofs(true)))).collect();
-    let mut all = repairs.proofs(map);
+    let own = coordinator.driver.refill.view(map, me).map(|view| (me, view.to_wire()));
+    let mut standing = Standing { proved: repairs.proofs(map), refills: own.into_iter().collect() };
     let deadline = Instant::now() + ANSWER_WITHIN;
     for (node, answer) in asked {
         let told = match tokio::time::timeout_at(deadline, answer).await {
-            Ok(Ok(answer::Kind::Proofs(told))) if told.proved_ms.len() == all.len() => {
+            Ok(Ok(answer::Kind::Proofs(told))) if told.proved_ms.len() == standing.proved.len() => {
+                standing.refills.extend(told.refill.map(|refill| (node, refill)));
                 told.proved_ms.into_iter().map(WallMs).collect()
             }
             _ => unproved(map, node),
         };
-        all.iter_mut().zip(told).for_each(|(all, one)| add(all, one));
+        standing.proved.iter_mut().zip(told).for_each(|(all, one)| add(all, one));
     }
-    all
+    standing
 }
 
 /// What a node that does not say would have to prove.

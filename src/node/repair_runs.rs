@@ -164,7 +164,7 @@ impl Repairs {
                 if self.is_abandoned(id) {
                     break;
                 }
-                *some = self.pass(*peer, std::mem::take(some), progress).await;
+                *some = self.pass(*peer, std::mem::take(some), progress, false).await;
             }
         }
         progress.send_modify(|p| p.over = true);

@@ -122,7 +122,7 @@ impl Repairs {
                 let is_due = due.get(&peer).is_none_or(|due| clock.mono() >= *due);
                 if is_due && self.coordinator.driver.links.up(peer).is_some() {
                     let all = shared(&map, me, peer, Selection::default());
-                    self.pass(peer, all, &watch::Sender::new(Progress::default())).await;
+                    self.pass(peer, all, &watch::Sender::new(Progress::default()), false).await;
                     self.show_age(&map);
                     due.insert(peer, clock.mono() + Duration::from_millis(self.config.interval_ms));
                 }
@@ -136,11 +136,12 @@ impl Repairs {
         peer: NodeId,
         all: Vec<Shared>,
         progress: &watch::Sender<Progress>,
+        refills: bool,
     ) -> Vec<Shared> {
         let _one = self.pass.lock().await;
         let repair = &self.coordinator.driver.metrics.repair;
         let (mode, rate) = (self.env.commit, self.config.rate_bytes);
-        let talk = Talk { coordinator: &self.coordinator, mode, peer, rate, progress };
+        let talk = Talk { coordinator: &self.coordinator, mode, peer, rate, progress, refills };
         let mut undone = Vec::new();
         let mut chunks = all.chunks(EXCHANGE_ROOTS);
         for some in chunks.by_ref() {

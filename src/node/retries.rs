@@ -5,6 +5,7 @@
 //!    to the first reachable one, so two that come at once meet there.
 //! 2. Before it mints, a coordinator asks the other home replicas what they remember. Enough must answer that
 //!    a write which `w` acknowledged is not missed, or more than half of them if that is fewer.
+//!    One that lost its disk of late does not count: it may have forgotten (`refill`).
 //! 3. One that is remembered is not minted again. The retry is done when `w` replicas hold it, or what has replaced
 //!    it: a read with write-back.
 //! 4. Two attempts that could not know of each other, on two sides of a partition, are minted twice; in a `siblings`
@@ -129,8 +130,10 @@ impl Coordinator {
     /// Rule 2.
     async fn ask_the_others(&self, named: &Named<'_>) -> Result<Option<(NodeId, Outcome)>, Failure> {
         let n = named.route.homes.len();
+        // What this node has forgotten with its disk says nothing.
+        let own = usize::from(!self.driver.refill.forgets_requests(self.driver.clock.wall()));
         let needed = match named.fallbacks {
-            [] => (n - usize::from(named.w) + 1).min(n / 2 + 1) - 1,
+            [] => ((n - usize::from(named.w) + 1).min(n / 2 + 1) - own).min(n - 1),
             // A sloppy write goes on with whomever it reaches.
             _ => 0,
         };

@@ -4,10 +4,10 @@
 //! waits until its peers have admitted it; then clients are served. While starting and draining, health says
 //! `NOT_SERVING` and requests are refused with `applied = NO`.
 //!
-//! Admission: a new directory under a node id that the cluster knows has lost its disk and must not vote.
-//! Each peer remembers the directory of each node. A new one is admitted when more than half of the *other*
-//! nodes have taken it: two such sets always share a node, so a directory that was admitted once is never
-//! replaced by an empty one without notice.
+//! Admission: a new directory under a node id that the cluster knows has lost its disk and must not vote before it is
+//! refilled (`refill`). Each peer remembers the directory of each node, and says so. A new one is admitted when
+//! more than half of the *other* nodes have taken it: two such sets always share a node, so a directory that was
+//! admitted once is never replaced by an empty one without notice.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -34,6 +34,8 @@ use super::maps::Maps;
 use super::overload::govern;
 use super::peers::Peers;
 use super::reaper::Reaper;
+use super::refill::Refill;
+use super::refiller::Refiller;
 use super::repairs::Repairs;
 use super::retries::{Turns, forget_requests};
 use super::scrub::Scrubber;
@@ -58,7 +60,7 @@ use crate::rpc::proto::cluster_server::ClusterServer;
 use crate::rpc::proto::kv_server::KvServer;
 use crate::rpc::proto::peer_server::PeerServer;
 use crate::rpc::transport::{Connection, Listener};
-use crate::storage::{Batch, Storage, schema};
+use crate::storage::{Storage, schema};
 use crate::telemetry::metrics::Metrics;
 use crate::types::ids::{DiskId, Incarnation, Nonce};
 use crate::types::limits::MESSAGE_BYTES_MAX;
@@ -100,6 +102,8 @@ pub struct Node {
     tasks: Vec<JoinHandle<()>>,
     /// Peers may ask it.
     is_admitted: Arc<AtomicBool>,
+    /// The same, for the task that refills a lost disk.
+    admission: watch::Sender<bool>,
 }
 
 impl Drop for Node {
@@ -111,12 +115,14 @@ impl Drop for Node {
 struct Ready {
     serving: watch::Receiver<Serving>,
     metrics: Arc<Metrics>,
+    refill: Arc<Refill>,
 }
 
 impl HttpState for Ready {
-    fn ready(&self) -> Result<(), String> {
+    fn ready(&self) -> Result<String, String> {
         match &*self.serving.borrow() {
-            Serving::Ready => Ok(()),
+            Serving::Ready if self.refill.is_filling() => Ok("ready, but it is refilled".into()),
+            Serving::Ready => Ok("ready".into()),
             Serving::Starting(why) => Err(format!("starting: {why}")),
             Serving::Draining => Err("stopping".into()),
         }
@@ -204,6 +210,7 @@ impl Node {
             nonce: Nonce(env.random()),
         };
         let maps_sender = watch::Sender::new(Arc::new(map));
+        let refill = Arc::new(Refill::load(&*storage)?);
         let committer = start_committer(&env, config, storage, disk, &metrics, maps_sender.subscribe())?;
         let links = Links::new(
             me,
@@ -212,6 +219,7 @@ impl Node {
             committer.clone(),
             metrics.clone(),
             maps_sender.subscribe(),
+            refill.clone(),
         );
         let (serving, serving_seen) =
             watch::channel(Serving::Starting("not yet admitted by its peers".into()));
@@ -227,6 +235,7 @@ impl Node {
         let hints = Arc::new(hints.map_err(|error| StartError::Storage(error.to_string()))?);
         let driver = Driver {
             hints: hints.clone(),
+            refill: refill.clone(),
             choice: Arc::default(),
             me: me.node,
             clock: env.clock.clone(),
@@ -252,7 +261,7 @@ impl Node {
             ended: Default::default(),
             turns: Turns::new(me.nonce),
         });
-        let maps = Maps::new(me.node, env.clone(), committer.clone(), maps_sender);
+        let maps = Maps::new(me.node, env.clone(), committer.clone(), maps_sender, refill.clone());
         let gossip = start_gossip(&env, config, me, &maps.current()).await?;
         let repairs = Repairs::new(coordinator.clone(), maps.watch(), env.clone(), config.repair.clone());
         let repairs = Arc::new(repairs);
@@ -279,11 +288,12 @@ impl Node {
             gossip: gossip.clone(),
             tasks: Vec::new(),
             is_admitted,
+            admission: watch::Sender::new(false),
         };
         node.serve(
             ports,
             Arc::new(peers),
-            Arc::new(Ready { serving: serving_seen, metrics: metrics.clone() }),
+            Arc::new(Ready { serving: serving_seen, metrics: metrics.clone(), refill: refill.clone() }),
         )
         .await?;
         links.connect_all();
@@ -292,6 +302,14 @@ impl Node {
         for target in targets.into_iter().filter(|node| *node != me.node) {
             node.tasks.push(tokio::spawn(hints::deliver(hints.clone(), links.clone(), target)));
         }
+        let refiller = Refiller {
+            refill,
+            repairs: repairs.clone(),
+            maps: maps.clone(),
+            links: links.clone(),
+            admitted: node.admission.subscribe(),
+        };
+        node.tasks.push(tokio::spawn(refiller.run()));
         node.tasks.push(tokio::spawn(maps.clone().follow(links, gossip)));
         node.tasks.push(tokio::spawn(sweeper::run(node.service.coordinator.clone(), maps.watch())));
         node.tasks.push(tokio::spawn(forget_requests(committer.clone(), clock.clone())));
@@ -423,11 +441,14 @@ impl Node {
             }
         }
         if stored.is_none() {
-            let mut batch = Batch::new();
+            // That it is refilled is stored no later than that it is admitted.
+            let driver = &self.service.coordinator.driver;
+            let mut batch = driver.refill.begin(driver.clock.wall()).unwrap_or_default();
             batch.put(key.clone(), schema::seal(&key, &[1]));
             self.committer.write(batch).await.map_err(|c| StartError::Storage(format!("{c:?}")))?;
         }
         self.is_admitted.store(true, Ordering::Release);
+        self.admission.send_replace(true);
         Ok(())
     }
 

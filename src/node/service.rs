@@ -9,7 +9,7 @@ use super::gossip::GossipHandle;
 use super::hints::kept_to_wire;
 use super::maps::Maps;
 use super::proofs::{ALONE, add};
-use super::repair_calls::{Campaign, proofs, selection};
+use super::repair_calls::{Campaign, Standing, selection, standing};
 use super::repairs::Repairs;
 use tokio::sync::{mpsc, oneshot};
 
@@ -148,6 +148,7 @@ impl NodeService {
             hints_refused: 0,
             hints_refusal: String::new(),
             proved: ALONE,
+            refill: None,
         };
         if member.id == self.coordinator.driver.me {
             view.client_address.clone_from(&self.client_address);
@@ -278,11 +279,12 @@ impl ClusterHandler for NodeService {
     fn status(&self) -> BoxFuture<'_, StatusView> {
         Box::pin(async move {
             let map = self.maps.current();
-            let proofs = proofs(&self.coordinator, &self.repairs, &map);
-            let (hints, proved) = tokio::join!(self.hints(), proofs);
-            let view = |member: &Member| {
+            let standing = standing(&self.coordinator, &self.repairs, &map);
+            let (hints, Standing { proved, mut refills }) = tokio::join!(self.hints(), standing);
+            let mut view = |member: &Member| {
                 let mut view = self.node_view(&map, member);
                 view.proved = oldest_of(&map, &proved, member.id);
+                view.refill = refills.remove(&member.id);
                 for log in hints.logs.iter().filter(|log| log.target == member.id) {
                     view.hints += log.hints;
                     view.hints_delivered += log.delivered;
@@ -299,7 +301,7 @@ impl ClusterHandler for NodeService {
                 layout_version: map.layout.version.0,
                 map_version: map.version.0,
                 partitions: map.partitions.count(),
-                nodes: map.layout.members.iter().map(view).collect(),
+                nodes: map.layout.members.iter().map(&mut view).collect(),
                 answered_by: self.coordinator.driver.me.to_string(),
                 proved,
                 now: self.coordinator.driver.clock.wall(),

@@ -63,6 +63,7 @@ impl<H: ClusterHandler> Cluster for ClusterService<H> {
             hints_refused: node.hints_refused,
             hints_refusal: node.hints_refusal,
             proved_ms: node.proved.0,
+            refill: node.refill,
         };
         Ok(Response::new(proto::StatusResponse {
             cluster_id: view.cluster_id,

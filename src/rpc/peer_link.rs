@@ -203,14 +203,14 @@ impl PeerLink {
     }
 
     /// Connects, says hello and serves the queue until the connection ends. `up` is called once the link is
-    /// up; `observe` with the peer's clock.
+    /// up, with what the peer said to that; `observe` with the peer's clock.
     pub async fn run(
         &self,
         channel: Channel,
         hello: proto::HelloRequest,
         preamble: Arc<dyn Preamble>,
         queue: &LinkQueue,
-        up: impl FnOnce() + Send,
+        up: impl FnOnce(&proto::HelloResponse) + Send,
         observe: impl Fn(u64) + Send,
     ) -> LinkError {
         let result = self.serve(channel, hello, preamble, queue, up, observe).await;
@@ -228,7 +228,7 @@ impl PeerLink {
         hello: proto::HelloRequest,
         preamble: Arc<dyn Preamble>,
         queue: &LinkQueue,
-        up: impl FnOnce() + Send,
+        up: impl FnOnce(&proto::HelloResponse) + Send,
         observe: impl Fn(u64) + Send,
     ) -> Result<(), LinkError> {
         let mut client = PeerClient::new(channel)
@@ -248,7 +248,7 @@ impl PeerLink {
         };
         let mut answers = client.exchange(stream).await.map_err(|s| LinkError::broken(&s))?.into_inner();
         self.shared.up.store(true, Ordering::Release);
-        up();
+        up(&answer);
         loop {
             match answers.next().await {
                 Some(Ok(message)) => {

@@ -196,6 +196,8 @@ pub struct NodeView {
     pub hints_refusal: String,
     /// The oldest of the partitions of which it has a replica.
     pub proved: WallMs,
+    /// How far it is, if it is refilled.
+    pub refill: Option<proto::Refill>,
 }
 
 /// The cluster as `status` shows it.

@@ -70,6 +70,8 @@ pub const META_DISK: &str = "disk";
 pub const META_STARTS: &str = "starts";
 /// Name of how far the scrub is.
 pub const META_SCRUB: &str = "scrub";
+/// Name of how far a directory that replaces a lost one is refilled.
+pub const META_REFILL: &str = "refill";
 /// Name of the mark of a clean stop.
 pub const META_CLEAN: &str = "clean";
 
@@ -547,7 +549,15 @@ mod tests {
 
     #[test]
     fn meta_names_are_apart() {
-        let names = [META_CLOCK_BOUND, META_BIRTH_LEASE, META_MAP, META_ADMITTED, META_CLEAN, META_SCRUB];
+        let names = [
+            META_CLOCK_BOUND,
+            META_BIRTH_LEASE,
+            META_MAP,
+            META_ADMITTED,
+            META_CLEAN,
+            META_SCRUB,
+            META_REFILL,
+        ];
         let prefixes = [META_DECREE, META_PEERS];
         for (i, name) in names.iter().enumerate() {
             assert!(!names[..i].contains(name), "{name} twice");

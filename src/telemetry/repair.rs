@@ -33,6 +33,8 @@ pub struct RepairMetrics {
     pub tombstones_purged: Counter,
     /// Such as are due and wait for a replica.
     pub tombstones_waiting: Gauge<u64, AtomicU64>,
+    /// Trees that a node which lost its disk has not got back.
+    pub refill_left: Gauge<u64, AtomicU64>,
     /// Seconds since the least recent proof that this node and a peer agree on a tree.
     pub age: Gauge<u64, AtomicU64>,
 }
@@ -68,6 +70,7 @@ impl RepairMetrics {
             sent,
             tombstones_purged,
             tombstones_waiting: gauge("tombstones_waiting", "Dead records that wait for a replica"),
+            refill_left: gauge("refill_trees_left", "Trees that a lost disk held and that are not back"),
             age: gauge("age_seconds", "Since the least recent proof that a peer agrees on a tree"),
             tree_items: gauge("tree_items", "Records that the Merkle trees count"),
             tree_bytes: gauge("tree_bytes", "Bytes of memory of the Merkle trees"),

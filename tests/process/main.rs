@@ -26,6 +26,7 @@ mod library;
 mod load;
 mod overload;
 mod ownership;
+mod refill;
 mod repair;
 mod repair_now;
 mod retries;

@@ -9,8 +9,20 @@ class StatusRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class Refill(_message.Message):
+    __slots__ = ("trees", "done", "records", "waits_for")
+    TREES_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FOR_FIELD_NUMBER: _ClassVar[int]
+    trees: int
+    done: int
+    records: int
+    waits_for: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, trees: _Optional[int] = ..., done: _Optional[int] = ..., records: _Optional[int] = ..., waits_for: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class NodeStatus(_message.Message):
-    __slots__ = ("node_id", "name", "address", "client_address", "zone", "state", "ownership", "hints", "disk_bytes", "durability", "map_version", "hints_delivered", "hints_per_second", "hints_refused", "hints_refusal", "proved_ms")
+    __slots__ = ("node_id", "name", "address", "client_address", "zone", "state", "ownership", "hints", "disk_bytes", "durability", "map_version", "hints_delivered", "hints_per_second", "hints_refused", "hints_refusal", "proved_ms", "refill")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -27,6 +39,7 @@ class NodeStatus(_message.Message):
     HINTS_REFUSED_FIELD_NUMBER: _ClassVar[int]
     HINTS_REFUSAL_FIELD_NUMBER: _ClassVar[int]
     PROVED_MS_FIELD_NUMBER: _ClassVar[int]
+    REFILL_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     name: str
     address: str
@@ -43,7 +56,8 @@ class NodeStatus(_message.Message):
     hints_refused: int
     hints_refusal: str
     proved_ms: int
-    def __init__(self, node_id: _Optional[str] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., client_address: _Optional[str] = ..., zone: _Optional[str] = ..., state: _Optional[str] = ..., ownership: _Optional[float] = ..., hints: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., durability: _Optional[str] = ..., map_version: _Optional[int] = ..., hints_delivered: _Optional[int] = ..., hints_per_second: _Optional[int] = ..., hints_refused: _Optional[int] = ..., hints_refusal: _Optional[str] = ..., proved_ms: _Optional[int] = ...) -> None: ...
+    refill: Refill
+    def __init__(self, node_id: _Optional[str] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., client_address: _Optional[str] = ..., zone: _Optional[str] = ..., state: _Optional[str] = ..., ownership: _Optional[float] = ..., hints: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., durability: _Optional[str] = ..., map_version: _Optional[int] = ..., hints_delivered: _Optional[int] = ..., hints_per_second: _Optional[int] = ..., hints_refused: _Optional[int] = ..., hints_refusal: _Optional[str] = ..., proved_ms: _Optional[int] = ..., refill: _Optional[_Union[Refill, _Mapping]] = ...) -> None: ...
 
 class StatusResponse(_message.Message):
     __slots__ = ("cluster_id", "layout_version", "map_version", "partitions", "nodes", "answered_by", "proved_ms", "now_ms")

@@ -1,0 +1,186 @@
+//! Two replicas in memory that talk, with what each message would cost: for tests, and for `examples/antientropy.rs`.
+//!
+//! Whoever includes it has the names in scope.
+
+use super::*;
+
+/// The tree that they have.
+pub const PLACE: Place = Place { partition: PartitionId(3), keyspace: KeyspaceId(1) };
+
+/// A stored value is its version here; merging takes the greater.
+pub fn summary_of(_: &[u8], value: &[u8]) -> Option<Summary> {
+    let version: [u8; 8] = value.try_into().ok()?;
+    let mut digest = [0; 16];
+    digest[..8].copy_from_slice(&version);
+    Some(Summary { digest: Digest(digest), stamp: Stamp(u64::from_be_bytes(version)) })
+}
+
+/// A partition key of its own.
+pub fn key(number: u32) -> Vec<u8> {
+    let key = Key::new(format!("k{number}"), &b""[..]).expect("valid");
+    schema::record_key(PLACE.partition, PLACE.keyspace, &key)
+}
+
+/// A sort key of one partition key.
+pub fn sort_key(number: u32) -> Vec<u8> {
+    let key = Key::new(&b"one"[..], format!("{number}")).expect("valid");
+    schema::record_key(PLACE.partition, PLACE.keyspace, &key)
+}
+
+/// One of the two.
+#[derive(Default)]
+pub struct Replica {
+    pub storage: MemoryStorage,
+    pub forest: Forest,
+}
+
+impl Replica {
+    pub fn get(&self, key: &[u8]) -> Option<[u8; 8]> {
+        self.storage.get(key).expect("read").and_then(|value| value.try_into().ok())
+    }
+
+    /// Whether it was new.
+    pub fn merge(&mut self, key: &[u8], version: [u8; 8]) -> bool {
+        let before = self.get(key);
+        if before.is_some_and(|before| before >= version) {
+            return false;
+        }
+        let mut batch = Batch { writes: self.forest.before_write(key).into_iter().collect() };
+        batch.put(key, version);
+        self.storage.write(&batch).expect("written");
+        let digest = |version: Option<[u8; 8]>| {
+            version.and_then(|version| summary_of(key, &version)).map(|told| told.digest)
+        };
+        let change = Change { before: digest(before), after: digest(Some(version)), dead_since: None };
+        self.forest.written(Mono(0), key, change);
+        true
+    }
+
+    pub fn children(&self, node: Node) -> Vec<u64> {
+        let kept = kept_children(&self.forest);
+        children_of(&kept, &self.storage, &summary_of, PLACE, node).expect("read").expect("whole")
+    }
+
+    pub fn all(&self) -> BTreeMap<Vec<u8>, [u8; 8]> {
+        let mut all = BTreeMap::new();
+        let (from, to) = schema::slot_range(PLACE.partition, PLACE.keyspace, (0, u16::MAX));
+        let to = to.as_deref().map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
+        self.storage
+            .scan(std::ops::Bound::Included(&from), to, false, &mut |key, value| {
+                all.insert(key.to_vec(), value.try_into().expect("8 bytes"));
+                true
+            })
+            .expect("read");
+        all
+    }
+}
+
+/// What a conversation cost.
+#[derive(Debug, Default)]
+pub struct Cost {
+    /// Bytes of sums and lists.
+    pub bytes: usize,
+    pub questions: usize,
+    pub records: u64,
+    /// Records that the receiver had already.
+    pub vain: u64,
+    pub longest: usize,
+}
+
+/// Bytes of short sums: a mask and those that are not 0.
+pub fn packed(sums: &[u64]) -> usize {
+    3 + sums.len().div_ceil(8) + 8 * sums.iter().filter(|sum| **sum != 0).count()
+}
+
+/// Runs one conversation; `meanwhile` before each answer.
+pub fn talk(a: &mut Replica, b: &mut Replica, mut meanwhile: impl FnMut(&mut Replica, &mut Replica)) -> Cost {
+    let mut cost = Cost::default();
+    let (mine, theirs) = (a.forest.root(PLACE).expect("whole"), b.forest.root(PLACE).expect("whole"));
+    cost.bytes += 2 * 26;
+    if mine.0 == theirs.0 {
+        return cost;
+    }
+    let (mut machine, mut effects) = (Exchange::new(), Vec::new());
+    let mut event = Event::Start(mine.1.max(theirs.1));
+    loop {
+        machine.step(Mono(0), event, &mut effects);
+        machine.check_invariants();
+        assert_eq!(effects.len(), 1);
+        meanwhile(a, b);
+        cost.questions += 1;
+        event = match effects.remove(0) {
+            Effect::Compare(nodes) => {
+                let mut children = Vec::new();
+                for node in nodes {
+                    let (mine, theirs) = (a.children(node), b.children(node));
+                    cost.bytes += packed(&mine) + mine.len().div_ceil(8);
+                    children.extend(differing(node, &mine, &theirs));
+                }
+                Event::Differ(children)
+            }
+            Effect::List(nodes) => list_nodes(a, b, &nodes, Stamp(u64::MAX), &mut cost),
+            Effect::Finish { whole, received, sent } => {
+                assert!(whole);
+                cost.records = received + sent;
+                return cost;
+            }
+        };
+    }
+}
+
+pub fn list_nodes(
+    a: &mut Replica,
+    b: &mut Replica,
+    nodes: &[Node],
+    settled: Stamp,
+    cost: &mut Cost,
+) -> Event {
+    let (mut done, mut received, mut sent, mut listed) = (0, 0, 0, 0);
+    for node in nodes {
+        let Some(mine) = list(&a.storage, &summary_of, PLACE, *node, LIST_MAX).expect("read") else {
+            if done == 0 {
+                return Event::TooMany;
+            }
+            break;
+        };
+        listed += mine.len();
+        if done > 0 && listed > LIST_ALL {
+            break;
+        }
+        cost.longest = cost.longest.max(mine.len());
+        cost.bytes += 3 + 8 * mine.len();
+        let shorts: Vec<u64> = mine.iter().map(|record| record.item.short()).collect();
+        let at = (PLACE, *node);
+        let compared = compare_items(&b.storage, &summary_of, at, &shorts, 1_000).expect("read");
+        cost.bytes += 8 * compared.lacking.len() + 24 * compared.extra.len();
+        let resolved = resolve(Conflicts::Lww, &mine, &compared, settled);
+        cost.bytes += 8 * resolved.fetch.len();
+        visit(&b.storage, &summary_of, PLACE, *node, &mut |record| {
+            if resolved.fetch.contains(&record.key_print()) {
+                let version = b.get(&record.storage_key).expect("listed");
+                received += 1;
+                cost.vain += u64::from(!a.merge(&record.storage_key, version));
+            }
+            true
+        })
+        .expect("read");
+        for key in resolved.send.iter().chain(&resolved.send_merged) {
+            sent += 1;
+            cost.vain += u64::from(!b.merge(key, a.get(key).expect("listed")));
+        }
+        if !compared.whole {
+            break;
+        }
+        done += 1;
+    }
+    Event::Listed { nodes: done, received, sent }
+}
+
+/// Writes the same to both.
+pub fn fill(replicas: [&mut Replica; 2], keys: impl Iterator<Item = Vec<u8>>) {
+    let [a, b] = replicas;
+    for key in keys {
+        a.merge(&key, 1_u64.to_be_bytes());
+        b.merge(&key, 1_u64.to_be_bytes());
+    }
+}
