@@ -278,6 +278,8 @@ impl Driver {
         reply: oneshot::Sender<Result<read::Done<R::Answer>, Failure>>,
     ) {
         let (events, mut incoming) = mpsc::unbounded_channel();
+        // A write that is sent again is acknowledged for what this stores: that is no repair.
+        let repairs = self.read_repair || plan.holders > 0;
         let (mut machine, mut effects) = (read::Read::<R::Answer>::new(plan), Vec::new());
         let (mut reply, mut own, mut deadline, mut hedge) = (Some(reply), None, None, None);
         let mut silent = BTreeMap::new();
@@ -297,6 +299,9 @@ impl Driver {
                     read::Effect::Fetch(node) => {
                         silent.insert(node, self.clock.mono());
                         self.fetch(&reading, node, own.clone(), &events);
+                    }
+                    read::Effect::Repair(node, number, _) if !repairs => {
+                        let _ = events.send(read::Event::Repaired(node, number));
                     }
                     read::Effect::Repair(node, number, repair) => {
                         self.repair(reading.stores(repair), (node, number), until, &events);
@@ -433,10 +438,6 @@ impl Driver {
                 let _ = events.send(read::Event::Repaired(node, number));
             }
         };
-        if !self.read_repair {
-            let _ = events.send(read::Event::Repaired(node, number));
-            return;
-        }
         if self.clock.mono() > until {
             let _ = events.send(read::Event::RepairFailed(node, number));
             return;
