@@ -171,6 +171,7 @@ fn options(workload: &dyn Workload, nemeses: &[Box<dyn Nemesis>], plan: &Plan, d
         clocks: needs.clocks || workload.wants_clocks(),
         taps: needs.taps,
         seed: plan.seed,
+        config: workload.config().to_owned(),
         ..Options::new(plan.binary.clone(), dir)
     }
 }

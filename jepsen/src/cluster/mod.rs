@@ -56,6 +56,8 @@ pub struct Options {
     pub partitions: u32,
     /// Seed of the wires' randomness.
     pub seed: u64,
+    /// What stands in every node's configuration besides.
+    pub config: String,
 }
 
 impl Options {
@@ -74,6 +76,7 @@ impl Options {
             taps: false,
             partitions: 32,
             seed: 0,
+            config: String::new(),
         }
     }
 }

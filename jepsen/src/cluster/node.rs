@@ -101,18 +101,18 @@ impl Node {
         }
     }
 
-    /// Writes the configuration; `bootstrap` is the body of that section.
+    /// Writes the configuration; `bootstrap` is the body of that section, `more` are others.
     ///
     /// # Errors
     ///
     /// The file can't be written.
-    pub fn configure(&self, bootstrap: &str) -> Result<(), Error> {
+    pub fn configure(&self, bootstrap: &str, more: &str) -> Result<(), Error> {
         let Node { name, id, client, peer, http, .. } = self;
         let data = self.data();
         let data = data.strip_prefix(&self.dir).unwrap_or(&data).display();
         let text = format!(
             "[node]\nid = \"{id}\"\nname = \"{name}\"\ndata_dir = \"{data}\"\n\n[listen]\nclient = \"{client}\"\n\
-             peer = \"{peer}\"\nhttp = \"{http}\"\n\n[bootstrap]\n{bootstrap}"
+             peer = \"{peer}\"\nhttp = \"{http}\"\n\n[bootstrap]\n{bootstrap}\n{more}"
         );
         std::fs::write(self.config(), text).map_err(|error| Error::io("a configuration", error))
     }

@@ -105,7 +105,7 @@ impl Cluster {
         }
         let bootstrap = bootstrap(&nodes, options.partitions);
         for node in &nodes {
-            node.configure(&bootstrap)?;
+            node.configure(&bootstrap, &options.config)?;
         }
         let (deaths, excused) = (Vec::new(), Vec::new());
         Ok(Cluster { options, nodes, network, mover: None, left_out, deaths, excused })

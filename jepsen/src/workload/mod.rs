@@ -58,6 +58,10 @@ pub trait Workload: Send + Sync {
         key: u64,
         node: usize,
     ) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>>;
+    /// What stands in every node's configuration besides.
+    fn config(&self) -> &'static str {
+        ""
+    }
     /// What judges it.
     fn checkers(&self) -> Vec<Box<dyn Checker>>;
     /// Whether what is read at the end waits until all hints are home.

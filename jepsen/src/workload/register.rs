@@ -32,6 +32,10 @@ pub struct Register {
     clocks: bool,
 }
 
+/// Tombstones are purged after a few seconds, so that a run sees keys come back if they can: nodes are away for longer.
+const PURGING: &str = "[hints]\nwindow_ms = 4000\n\n[repair]\ninterval_ms = 2000\nmessage_age_ms = 3000\n\
+                       tombstone_grace_ms = 8000\n";
+
 impl Register {
     const fn new(name: &'static str, about: &'static str, model: Model, r: u32, w: u32) -> Register {
         Register { name, about, model, r, w, deletes: false, wide: false, clocks: false }
@@ -196,6 +200,10 @@ impl Workload for Register {
         node: usize,
     ) -> std::pin::Pin<Box<dyn Future<Output = bool> + Send + 'a>> {
         Box::pin(read_all(worker, key, node))
+    }
+
+    fn config(&self) -> &'static str {
+        if self.deletes { PURGING } else { "" }
     }
 
     fn checkers(&self) -> Vec<Box<dyn Checker>> {
