@@ -337,8 +337,10 @@ impl Load {
         checkpoint: Option<&Checkpoint>,
         global: &Global,
     ) -> CliResult {
-        let skipped =
-            if self.bad == 0 { String::new() } else { format!(", {} bad skipped", thousands(self.bad)) };
+        let left_out = self.sender.left_out();
+        let told =
+            |count, what| if count == 0 { String::new() } else { format!(", {} {what}", thousands(count)) };
+        let skipped = told(self.bad, "bad skipped") + &told(left_out, "left out: their time was up");
         let took = self.progress.finish(self.rows, &skipped);
         saved?;
         if let Some(mut error) = self.failure.take() {
@@ -362,6 +364,7 @@ impl Load {
             output::print_json(&json!({
                 "rows": self.rows,
                 "bad": self.bad,
+                "left_out": left_out,
                 "seconds": took.as_secs_f64(),
                 "rows_per_second": self.rows as f64 / took.as_secs_f64().max(1e-9),
             }))?;

@@ -10,6 +10,7 @@
 //!
 //! A row's time bounds its last attempt too. When it is up, the last answer of a node is told.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use quoral_client::{Keyspace, Pipeline};
@@ -37,6 +38,8 @@ pub struct Sender {
     /// The longest that one attempt may take.
     timeout: Duration,
     row_timeout: Duration,
+    /// Rows that were left out, since their time was up.
+    left_out: AtomicU64,
 }
 
 /// Whether another endpoint, or the same one later, would say the same.
@@ -75,7 +78,13 @@ impl Sender {
             w,
             timeout: global.timeout(),
             row_timeout,
+            left_out: AtomicU64::new(0),
         })
+    }
+
+    /// Rows that were left out, since their time was up.
+    pub fn left_out(&self) -> u64 {
+        self.left_out.load(Ordering::Relaxed)
     }
 
     /// Sends a row until it is acknowledged, refused for good, or out of time.
@@ -116,6 +125,11 @@ impl Sender {
             partition: row.key.partition_key().clone(),
             sort: row.key.sort_key().clone(),
         };
+        let ttl = row.expires_at_ms.map(|at| Duration::from_millis(at.saturating_sub(now_ms())));
+        if ttl.is_some_and(|ttl| ttl.is_zero()) {
+            self.left_out.fetch_add(1, Ordering::Relaxed);
+            return Ok(());
+        }
         if self.siblings {
             let found = self.pipeline.get(self.keyspace.get(key.clone()).timeout(self.within(end))).await?;
             if found.values().any(|value| *value == row.value) {
@@ -126,10 +140,7 @@ impl Sender {
             }
         }
         let mut put = self.keyspace.put(key, row.value.clone()).timeout(self.within(end));
-        if let Some(ttl) = row.expires_at_ms.map(|at| Duration::from_millis(at.saturating_sub(now_ms()))) {
-            if ttl.is_zero() {
-                return Ok(());
-            }
+        if let Some(ttl) = ttl {
             put = put.ttl(ttl);
         }
         let put = match self.w {

@@ -211,7 +211,7 @@ pub(super) fn another_home_may(failure: &Failure) -> bool {
         // Sent on, it would only spread the load that is too much.
         Cause::Overloaded(_) => false,
         Cause::BehindSession | Cause::TooFewAcks | Cause::InDoubt(_) | Cause::TooManySiblings(_) => false,
-        Cause::NotBegun | Cause::AnswerFull(_) => false,
+        Cause::NotBegun | Cause::NotArrived | Cause::AnswerFull(_) => false,
         Cause::Invalid(_) | Cause::UnknownKeyspace(_) | Cause::Unbuilt(_) | Cause::Forwarded { .. } => false,
     };
     own && failure.applied == Applied::No

@@ -16,6 +16,8 @@
 //! 6. All streams of sessions of a client count together: what their gets find as rule 3 says, and the bytes of their
 //!    requests that have no answer yet, of which a client may have as many. The requests themselves are admitted one
 //!    by one, by the node.
+//! 7. A message that is on its way here counts from its first byte, by its announced length: of those a client may
+//!    have as many bytes as the node holds in all, and all clients together twice that. One is always let in.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -60,6 +62,8 @@ struct Clients {
     callers: usize,
     /// What all clients leave untaken.
     bytes: usize,
+    /// Bytes of messages that are on their way here.
+    arriving: usize,
     /// The most since it was last asked for.
     most: usize,
     /// About what a call finds, by kind, whoever made it.
@@ -75,6 +79,8 @@ struct Client {
     bytes: usize,
     /// Bytes of requests of streams that have no answer yet.
     asked: usize,
+    /// Bytes of messages that are on their way here.
+    arriving: usize,
     /// About what a call of its own finds.
     usual: Usual,
 }
@@ -168,7 +174,7 @@ impl Entered {
             return None;
         }
         clients.add(self.client, bytes);
-        Some(ClientBytes { call: self.clone(), bytes, are_asked: false })
+        Some(ClientBytes { call: self.clone(), bytes, are: Are::Found })
     }
 
     /// Counts the bytes of a request that came on a stream, until it has its answer; none if the client's streams have
@@ -180,7 +186,24 @@ impl Entered {
             return None;
         }
         mine.asked += bytes;
-        Some(ClientBytes { call: self.clone(), bytes, are_asked: true })
+        Some(ClientBytes { call: self.clone(), bytes, are: Are::Asked })
+    }
+
+    /// Counts a message that has been announced, until it is here; none if there are too many (rule 7).
+    pub fn arrive(self: &Arc<Self>, bytes: usize) -> Option<ClientBytes> {
+        let most = self.door.client_bytes.saturating_mul(4);
+        let mut clients = self.door.clients();
+        let all = clients.arriving;
+        let mine = clients.by.entry(self.client).or_default();
+        let is_over = mine.arriving + bytes > most || all + bytes > most.saturating_mul(2);
+        if mine.arriving > 0 && is_over {
+            drop(clients);
+            self.door.refused.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        mine.arriving += bytes;
+        clients.arriving += bytes;
+        Some(ClientBytes { call: self.clone(), bytes, are: Are::Arriving })
     }
 
     /// The most bytes that its client may leave untaken.
@@ -212,17 +235,31 @@ impl Drop for Entered {
 pub struct ClientBytes {
     call: Arc<Entered>,
     bytes: usize,
-    /// They are of a request.
-    are_asked: bool,
+    are: Are,
+}
+
+/// Of what bytes are.
+#[derive(Debug, Clone, Copy)]
+enum Are {
+    /// An answer.
+    Found,
+    /// A request of a stream.
+    Asked,
+    /// A message on its way here.
+    Arriving,
 }
 
 impl Drop for ClientBytes {
     fn drop(&mut self) {
         let mut clients = self.call.door.clients();
-        if !self.are_asked {
-            clients.take(self.call.client, self.bytes);
-        } else if let Some(client) = clients.by.get_mut(&self.call.client) {
-            client.asked = client.asked.saturating_sub(self.bytes);
+        let Some(client) = clients.by.get_mut(&self.call.client) else { return };
+        match self.are {
+            Are::Found => clients.take(self.call.client, self.bytes),
+            Are::Asked => client.asked = client.asked.saturating_sub(self.bytes),
+            Are::Arriving => {
+                client.arriving = client.arriving.saturating_sub(self.bytes);
+                clients.arriving = clients.arriving.saturating_sub(self.bytes);
+            }
         }
     }
 }
@@ -260,12 +297,11 @@ impl Door {
         std::mem::replace(&mut clients.most, now)
     }
 
-    /// All rules, for a call of this client to this path. None: such calls don't count.
-    pub fn let_in(self: &Arc<Self>, client: SocketAddr, path: &str) -> Result<Option<Arc<Entered>>, Refused> {
+    /// All rules, for a call of this client to this path. Those of other services don't count as calls.
+    pub fn let_in(self: &Arc<Self>, client: SocketAddr, path: &str) -> Result<Arc<Entered>, Refused> {
         match path.strip_prefix("/quoral.v1.Kv/") {
-            None => Ok(None),
-            Some("Session") => Ok(Some(self.enter_stream(client))),
-            Some(verb) => self.enter(client, reads(verb)).map(Some).ok_or(Refused),
+            None | Some("Session") => Ok(self.enter_stream(client)),
+            Some(verb) => self.enter(client, reads(verb)).ok_or(Refused),
         }
     }
 
@@ -418,8 +454,8 @@ mod tests {
         let let_in = |path: &str| door.let_in(client(1), path);
         let _one = let_in("/quoral.v1.Kv/Put").expect("there is room");
         assert!(let_in("/quoral.v1.Kv/Batch").is_err(), "past the limit");
-        assert!(let_in("/quoral.v1.Kv/Session").is_ok_and(|entered| entered.is_some()));
-        assert!(let_in("/grpc.health.v1.Health/Check").is_ok_and(|entered| entered.is_none()));
+        assert!(let_in("/quoral.v1.Kv/Session").is_ok() && let_in("/grpc.health.v1.Health/Check").is_ok());
+        assert_eq!(door.clients().all, 1);
         let found = ["Put", "Get", "Batch", "Scan"].map(reads);
         assert_eq!(found, [None, GET, Some(Reads::Batch), Some(Reads::Scan)]);
     }
@@ -442,6 +478,24 @@ mod tests {
         drop((found, asked));
         assert!(door.clients().by.is_empty());
         assert_eq!(door.clients().bytes, 0);
+    }
+
+    #[test]
+    fn messages_on_their_way_are_bounded() {
+        let door = Arc::new(Door::new(100, 400));
+        let call = |number: u16| door.enter_stream(client(number));
+        let one = call(1);
+        let large = one.arrive(10_000).expect("one is always let in");
+        assert!(one.arrive(1).is_none());
+        drop(large);
+        let of_one: Vec<_> = (0..100).map_while(|_| one.arrive(100)).collect();
+        assert_eq!(of_one.len(), 4, "as much as the node holds");
+        let others = (2..6).map(|n| (0..100).map_while(|_| call(n).arrive(100)).collect::<Vec<_>>());
+        let others: Vec<_> = others.collect();
+        assert_eq!(others.iter().map(Vec::len).collect::<Vec<_>>(), [4, 1, 1, 1]);
+        drop((one, of_one, others));
+        let clients = door.clients();
+        assert_eq!((clients.by.len(), clients.arriving), (0, 0));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
+use tonic::codegen::http::HeaderMap;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 
@@ -83,6 +84,13 @@ pub(super) fn timeout(timeout_ms: u64, metadata: &MetadataMap) -> Duration {
     let of_grpc = of_grpc.map(|t| t - (t / 10).min(ANSWER_MARGIN));
     let shortest = asked.into_iter().chain(of_grpc).min();
     shortest.unwrap_or(limits::TIMEOUT_DEFAULT).min(limits::TIMEOUT_MAX)
+}
+
+/// How long a message may take to arrive: as long as its call, which must end then.
+pub(super) fn time_to_arrive(headers: &HeaderMap) -> Duration {
+    let of_grpc = headers.get("grpc-timeout").and_then(|text| parse_grpc_timeout(text.to_str().ok()?));
+    let of_grpc = of_grpc.map(|t| t - (t / 10).min(ANSWER_MARGIN));
+    of_grpc.unwrap_or(limits::TIMEOUT_MAX).min(limits::TIMEOUT_MAX)
 }
 
 /// Up to 8 digits and a unit, as the gRPC protocol says.
@@ -333,7 +341,7 @@ pub fn code(failure: &Failure) -> Code {
         | Cause::TooFewAcks
         | Cause::NotServing(_)
         | Cause::ClockSkew(_) => Code::Unavailable,
-        Cause::NotBegun => Code::DeadlineExceeded,
+        Cause::NotBegun | Cause::NotArrived => Code::DeadlineExceeded,
         Cause::Overloaded(_) | Cause::AnswerFull(_) => Code::ResourceExhausted,
         Cause::TooManySiblings(_) => Code::FailedPrecondition,
         Cause::Storage(_) | Cause::InDoubt(_) => Code::Internal,

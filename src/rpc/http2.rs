@@ -6,15 +6,19 @@
 //!    waits behind calls that are served.
 //! 2. What a turn refuses is sent together.
 //! 3. Each call that is let in has a task, which ends early when the client takes its call back.
-//! 4. A client that takes nothing of what waits for it for [`TAKEN_WITHIN`] loses that call, or stream: what it holds
+//! 4. A call whose message is not all here when its time is up is refused: nothing was begun. Streams of sessions have
+//!    no time.
+//! 5. A client that takes nothing of what waits for it for [`TAKEN_WITHIN`] loses that call, or stream: what it holds
 //!    here is for others.
-//! 5. A connection that leaves a ping unanswered is closed; its calls end with it.
+//! 6. A connection that leaves a ping unanswered is closed; its calls end with it. So is one that does not begin to
+//!    speak, and one past [`CLIENT_CONNECTIONS`].
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -22,21 +26,39 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Ping, PingPong, Reason, RecvStream, SendStream};
 use http_body::{Body as _, Frame, SizeHint};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, Sleep};
 use tokio_stream::{Stream, StreamExt as _};
+use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::http::{Request, Response};
 use tower::Service;
 
-use super::admission::{Door, Entered, Held};
+use super::admission::{ClientBytes, Door, Entered, Held};
+use super::convert;
 use super::transport::{ConnectInfo, Connection};
-use crate::types::limits::TAKEN_WITHIN;
+use crate::types::error::{Cause, Failure};
+use crate::types::limits::{CLIENT_CONNECTIONS, RETRY_DELAY, TAKEN_WITHIN, VALUE_BYTES_MAX};
 
 /// Streams of one connection at a time.
 const STREAMS: u32 = 4_096;
 /// Bytes that a stream, and a connection, may have on their way here.
-const STREAM_WINDOW: u32 = 8 << 20;
+const STREAM_WINDOW: u32 = 2 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
+/// What a connection may have of small frames that nobody has read, by what each is short of 256 bytes: as many
+/// requests of 36 bytes as fit into the window. Past it the connection is closed.
+const FRAMES_BUDGET: usize = 128 << 20;
+/// Bytes of an answer that a stream keeps to be sent: what is there counts no longer as untaken.
+const SEND_BUFFER: usize = 16 << 10;
+/// Refused calls of a connection that are remembered, and for how long: what comes of their messages is passed over.
+const REFUSED_STREAMS: usize = 4 * STREAMS as usize;
+const REFUSED_FOR: Duration = Duration::from_secs(5);
+/// Frames for calls that are not remembered, in a connection's life, past which it is closed.
+const STRAY_FRAMES: usize = 1 << 20;
+/// The most that a message is counted for: longer ones are refused when they are read.
+const MESSAGE_COUNTED: usize = 2 * VALUE_BYTES_MAX;
+/// How long a connection may take to begin.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 /// Bytes of headers that one call may have.
 const HEADERS_BYTES: u32 = 16 << 10;
 
@@ -56,10 +78,16 @@ where
     S::Future: Send,
     C: Stream<Item = io::Result<Connection>> + Unpin,
 {
+    let room = Arc::new(Semaphore::new(CLIENT_CONNECTIONS));
     while let Some(connection) = connections.next().await {
         let Ok(connection) = connection else { continue };
+        let Ok(place) = room.clone().try_acquire_owned() else {
+            tracing::debug!("a client's connection is one too many: there are {CLIENT_CONNECTIONS}");
+            continue;
+        };
         let (service, door) = (service.clone(), door.clone());
         tokio::spawn(async move {
+            let _place = place;
             if let Err(error) = serve_one(connection, service, door, keep_alive).await {
                 tracing::debug!(%error, "a client's connection ended");
             }
@@ -78,13 +106,19 @@ where
     S::Future: Send,
 {
     let info = ConnectInfo { peer: connection.peer };
-    let mut client = h2::server::Builder::new()
+    let handshake = h2::server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(STREAMS)
         .max_header_list_size(HEADERS_BYTES)
-        .handshake::<_, Bytes>(connection)
-        .await?;
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_concurrent_reset_streams(REFUSED_STREAMS)
+        .reset_stream_duration(REFUSED_FOR)
+        .max_local_error_reset_streams(Some(STRAY_FRAMES))
+        .data_frame_budget(FRAMES_BUDGET)
+        .handshake::<_, Bytes>(connection);
+    let handshake = tokio::time::timeout(HANDSHAKE_WITHIN, handshake).await;
+    let mut client = handshake.map_err(|_| Reason::SETTINGS_TIMEOUT)??;
     let mut pulse = client.ping_pong().map(|pings| Pulse::new(pings, keep_alive));
     let mut refused: Vec<SendResponse<Bytes>> = Vec::new();
     poll_fn(move |cx| {
@@ -159,15 +193,29 @@ async fn answer<S>(
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
     info: ConnectInfo,
-    entered: Option<Arc<Entered>>,
+    entered: Arc<Entered>,
 ) where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
 {
-    let mut request = request.map(|stream| Body::new(Incoming { stream }));
+    let is_here = Arc::new(AtomicBool::new(request.body().is_end_stream()));
+    // The handler keeps to the time of a message that is here.
+    let late = match request.uri().path() {
+        "/quoral.v1.Kv/Session" => None,
+        _ => Some(tokio::time::sleep(convert::time_to_arrive(request.headers()))),
+    };
+    let late = async {
+        match late {
+            Some(late) => late.await,
+            None => std::future::pending().await,
+        }
+        if is_here.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+    };
+    let mut request =
+        request.map(|stream| Body::new(Incoming::new(stream, entered.clone(), is_here.clone())));
     request.extensions_mut().insert(info);
-    if let Some(entered) = &entered {
-        request.extensions_mut().insert(entered.clone());
-    }
+    request.extensions_mut().insert(entered.clone());
     let response = async {
         let Ok(()) = poll_fn(|cx| service.poll_ready(cx)).await;
         let Ok(response) = service.call(request).await;
@@ -177,6 +225,11 @@ async fn answer<S>(
         biased;
         _ = poll_fn(|cx| respond.poll_reset(cx)) => return,
         response = response => response,
+        () = late => {
+            let refused = convert::status(&Failure::early(Cause::NotArrived));
+            let _ = respond.send_response(refused.into_http::<()>(), true);
+            return;
+        }
     };
     let _held = response.extensions_mut().remove::<Held>();
     let (head, body) = response.into_parts();
@@ -236,24 +289,91 @@ async fn send_data(mut data: Bytes, stream: &mut SendStream<Bytes>) -> Result<()
 /// What a client sends in a call.
 struct Incoming {
     stream: RecvStream,
+    entered: Arc<Entered>,
+    frames: Frames,
+    /// Of the message that is on its way.
+    arriving: Option<ClientBytes>,
+    /// Set when all is here.
+    is_here: Arc<AtomicBool>,
+}
+
+/// Where the messages of a call begin and end: each has a flag and its length before it, as gRPC says.
+#[derive(Debug, Default)]
+struct Frames {
+    head: [u8; 5],
+    /// Bytes of the head that are here.
+    have: usize,
+    /// Bytes of the message that are not.
+    left: usize,
+}
+
+impl Frames {
+    /// Reads on. Some if a message has begun and not ended; then its whole length.
+    fn read(&mut self, mut data: &[u8]) -> Option<usize> {
+        let mut begun = None;
+        loop {
+            let rest = data.len().min(self.left);
+            (self.left, data) = (self.left - rest, &data[rest..]);
+            if self.left > 0 {
+                return begun;
+            }
+            begun = None;
+            if data.is_empty() {
+                return None;
+            }
+            let more = data.len().min(5 - self.have);
+            self.head[self.have..self.have + more].copy_from_slice(&data[..more]);
+            (self.have, data) = (self.have + more, &data[more..]);
+            if self.have == 5 {
+                let [_, length @ ..] = self.head;
+                self.left = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+                (self.have, begun) = (0, Some(self.left));
+            }
+        }
+    }
+}
+
+impl Incoming {
+    fn new(stream: RecvStream, entered: Arc<Entered>, is_here: Arc<AtomicBool>) -> Incoming {
+        Incoming { stream, entered, frames: Frames::default(), arriving: None, is_here }
+    }
+
+    /// Counts the message that is on its way, if there is one.
+    fn count(&mut self, data: &[u8]) -> Result<(), Status> {
+        let begun = self.frames.read(data);
+        if begun.is_some() || self.frames.left == 0 {
+            self.arriving = None;
+        }
+        // A longer one is refused by whoever reads it.
+        if let Some(length) = begun.map(|length| length.min(MESSAGE_COUNTED)) {
+            let overloaded = || convert::status(&Failure::early(Cause::Overloaded(RETRY_DELAY)));
+            self.arriving = Some(self.entered.arrive(length).ok_or_else(overloaded)?);
+        }
+        Ok(())
+    }
 }
 
 impl http_body::Body for Incoming {
     type Data = Bytes;
-    type Error = h2::Error;
+    type Error = Status;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
-        let stream = &mut self.stream;
-        if let Some(data) = ready!(stream.poll_data(cx)) {
-            let data = data?;
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let broken = |error: h2::Error| Status::from_error(error.into());
+        let this = &mut *self;
+        if let Some(data) = ready!(this.stream.poll_data(cx)) {
+            let data = data.map_err(broken)?;
+            this.count(&data)?;
             // It is taken: as much may come again.
-            stream.flow_control().release_capacity(data.len())?;
+            this.stream.flow_control().release_capacity(data.len()).map_err(broken)?;
+            this.is_here.store(this.stream.is_end_stream(), Ordering::Relaxed);
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
-        Poll::Ready(ready!(stream.poll_trailers(cx))?.map(|trailers| Ok(Frame::trailers(trailers))))
+        let trailers = ready!(this.stream.poll_trailers(cx)).map_err(broken)?;
+        this.is_here.store(true, Ordering::Relaxed);
+        Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -266,138 +386,5 @@ impl http_body::Body for Incoming {
 }
 
 #[cfg(test)]
-mod tests {
-    use h2::client::{ResponseFuture, SendRequest};
-    use tokio::sync::watch;
-    use tower::service_fn;
-
-    use super::*;
-
-    const ALIVE: KeepAlive =
-        KeepAlive { interval: Duration::from_secs(10), timeout: Duration::from_secs(10) };
-
-    /// Serves one client with a service that echoes what it is sent when `gate` is open; `begun` counts up for each
-    /// call that it has and down when that is dropped.
-    async fn start(limit: usize) -> (SendRequest<Bytes>, watch::Sender<bool>, watch::Sender<usize>) {
-        let (gate, begun) = (watch::Sender::new(false), watch::Sender::new(0_usize));
-        let (here, there) = tokio::io::duplex(1 << 16);
-        let peer = ([127, 0, 0, 1], 1).into();
-        let connection = Connection { stream: Box::new(there), peer };
-        let (opened, count) = (gate.clone(), begun.clone());
-        let echo = service_fn(move |request: Request<Body>| {
-            let (mut open, count) = (opened.subscribe(), count.clone());
-            async move {
-                count.send_modify(|count| *count += 1);
-                let _gone = Gone(count);
-                open.wait_for(|open| *open).await.expect("it lives");
-                Ok::<_, Infallible>(Response::new(request.into_body()))
-            }
-        });
-        let door = Arc::new(Door::new(limit, 1 << 20));
-        tokio::spawn(serve(tokio_stream::iter([Ok(connection)]), echo, door, ALIVE));
-        let (client, connection) = h2::client::handshake(here).await.expect("a connection");
-        tokio::spawn(connection);
-        (client.ready().await.expect("it takes calls"), gate, begun)
-    }
-
-    struct Gone(watch::Sender<usize>);
-
-    impl Drop for Gone {
-        fn drop(&mut self) {
-            self.0.send_modify(|count| *count -= 1);
-        }
-    }
-
-    async fn call(client: &SendRequest<Bytes>, sent: Bytes) -> (ResponseFuture, SendStream<Bytes>) {
-        let request = Request::post("http://node/quoral.v1.Kv/Get").body(()).expect("well-formed");
-        let mut client = client.clone().ready().await.expect("it takes calls");
-        let (response, mut stream) = client.send_request(request, false).expect("it is open");
-        stream.send_data(sent, true).expect("it is open");
-        (response, stream)
-    }
-
-    fn code(response: &Response<RecvStream>) -> Option<&[u8]> {
-        response.headers().get("grpc-status").map(|value| value.as_bytes())
-    }
-
-    #[tokio::test]
-    async fn what_is_past_the_limit_is_refused_while_the_rest_waits() {
-        let (client, gate, begun) = start(3).await;
-        let mut under_way = Vec::new();
-        for _ in 0..3 {
-            under_way.push(call(&client, Bytes::from_static(b"value")).await.0);
-        }
-        begun.subscribe().wait_for(|begun| *begun == 3).await.expect("it lives");
-        for _ in 0..100 {
-            let (response, _) = call(&client, Bytes::from_static(b"value")).await;
-            let response = response.await.expect("an answer");
-            assert_eq!(code(&response), Some(&b"8"[..]), "{response:?}");
-            assert!(response.headers().contains_key("grpc-status-details-bin"), "a retry delay");
-            assert!(response.body().is_end_stream());
-        }
-        assert_eq!(*begun.borrow(), 3, "none of those came so far");
-        gate.send_replace(true);
-        for response in under_way {
-            let mut body = response.await.expect("an answer").into_body();
-            assert_eq!(body.data().await.expect("a body").expect("no end"), "value");
-        }
-        // There is room again.
-        let (response, _) = call(&client, Bytes::new()).await;
-        assert_eq!(code(&response.await.expect("an answer")), None);
-    }
-
-    #[tokio::test]
-    async fn a_call_that_is_taken_back_ends() {
-        let (client, _gate, begun) = start(1).await;
-        let (response, mut stream) = call(&client, Bytes::new()).await;
-        begun.subscribe().wait_for(|begun| *begun == 1).await.expect("it lives");
-        stream.send_reset(Reason::CANCEL);
-        drop(response);
-        begun.subscribe().wait_for(|begun| *begun == 0).await.expect("it lives");
-    }
-
-    #[tokio::test]
-    async fn an_answer_larger_than_its_window_comes_whole() {
-        let (client, gate, _) = start(1).await;
-        gate.send_replace(true);
-        let sent = Bytes::from(vec![7; 1_000_000]);
-        let request = Request::post("http://node/quoral.v1.Kv/Get").body(()).expect("well-formed");
-        let mut client = client.ready().await.expect("it takes calls");
-        let (response, mut stream) = client.send_request(request, false).expect("it is open");
-        let body = async {
-            send_data(sent.clone(), &mut stream).await.expect("it takes it");
-            stream.send_data(Bytes::new(), true).expect("it is open");
-        };
-        let answer = async {
-            let mut body = response.await.expect("an answer").into_body();
-            let mut taken = 0;
-            while let Some(data) = body.data().await {
-                let data = data.expect("no end");
-                body.flow_control().release_capacity(data.len()).expect("as much as came");
-                taken += data.len();
-            }
-            taken
-        };
-        assert_eq!(tokio::join!(body, answer).1, sent.len());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_is_not_taken_for_long_is_given_up() {
-        let (client, gate, begun) = start(3).await;
-        gate.send_replace(true);
-        let began = Instant::now();
-        // It comes back, and the client takes as much as its window has.
-        let (response, _sent) = call(&client, Bytes::from(vec![7; 1 << 20])).await;
-        let mut body = response.await.expect("an answer").into_body();
-        let mut taken = 0;
-        let error = loop {
-            match body.data().await.expect("it does not end well") {
-                Ok(data) => taken += data.len(),
-                Err(error) => break error,
-            }
-        };
-        assert_eq!((error.reason(), error.is_remote()), (Some(Reason::CANCEL), true), "{error}");
-        assert!(taken > 0 && began.elapsed() >= TAKEN_WITHIN, "{taken} after {:?}", began.elapsed());
-        begun.subscribe().wait_for(|begun| *begun == 0).await.expect("nothing is left of it");
-    }
-}
+#[path = "http2_tests.rs"]
+mod tests;

@@ -56,6 +56,8 @@ pub enum Cause {
     TooFewAcks,
     /// The deadline of its batch passed before it was begun.
     NotBegun,
+    /// Its time was up before all of the message was here.
+    NotArrived,
     /// What was found does not fit into an answer with others.
     AnswerFull(Invalid),
     /// A queue is full; try again after the delay.
@@ -169,6 +171,9 @@ impl fmt::Display for Failure {
                     Applied::Maybe => "; the write may have been applied, or may be later",
                 }
             ),
+            Cause::NotArrived => {
+                f.write_str("its time was up before all of the message was here; nothing was applied")
+            }
             Cause::NotBegun => {
                 f.write_str("the batch's time was up before this was begun; nothing was applied")
             }

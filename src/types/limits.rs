@@ -200,6 +200,8 @@ pub const SESSION_REQUEST_BYTES: usize = 32 << 20;
 pub const SESSION_WIDTH: usize = 512;
 /// Bytes of what a session's gets have found and its client has not yet taken, past which gets wait.
 pub const SESSION_ANSWER_BYTES: usize = 32 << 20;
+/// Connections of clients at a time.
+pub const CLIENT_CONNECTIONS: usize = 10_000;
 /// How long a client may take nothing of an answer that waits for it.
 pub const TAKEN_WITHIN: Duration = TIMEOUT_MAX;
 /// Bytes that a session's get sets aside before it begins: 128 such gets at a time.

@@ -79,7 +79,8 @@ async fn a_row_is_loaded_with_the_rest_of_its_time() {
     let put = lock(&world.shared).last_put.take().expect("a put");
     assert!((3_000_000..=3_600_000).contains(&put.ttl_ms), "{}", put.ttl_ms);
     // One whose time is up is left out.
-    world.run_with(&["load", "-"], row(now - 1).as_bytes()).await.exits(0);
+    let loaded = world.run_with(&["load", "-"], row(now - 1).as_bytes()).await.exits(0);
+    assert!(loaded.err.contains("1 left out: their time was up"), "{}", loaded.err);
     assert!(lock(&world.shared).last_put.is_none());
 }
 
