@@ -33,7 +33,9 @@ use crate::storage::{Batch, schema};
 use crate::tombstone::reap::{Effect, Event, Reap};
 use crate::types::error::Cause;
 use crate::types::ids::{KeyspaceId, NodeId};
-use crate::types::limits::{REAP_CONFIRMED, REAP_INTERVAL_MAX, REAP_MARGIN, REAP_RECORDS};
+use crate::types::limits::{
+    REAP_CONFIRMED, REAP_GATHERED, REAP_GATHERED_BYTES, REAP_INTERVAL_MAX, REAP_MARGIN, REAP_RECORDS,
+};
 use crate::types::time::{Mono, WallMs};
 use crate::version::codec;
 use crate::version::record::{Digest, Record};
@@ -167,6 +169,38 @@ struct Batched {
     records: Vec<(Doomed, Record)>,
 }
 
+/// Dead records of many places, until there are enough for a conversation about each.
+#[derive(Default)]
+struct Gathered {
+    by: BTreeMap<Place, Vec<(Doomed, Record)>>,
+    records: usize,
+    bytes: usize,
+}
+
+impl Gathered {
+    fn add(&mut self, place: Place, doomed: Doomed, record: Record) {
+        self.records += 1;
+        self.bytes += doomed.0.len() + record.payload_bytes();
+        self.by.entry(place).or_default().push((doomed, record));
+    }
+
+    fn is_enough(&self) -> bool {
+        self.records >= REAP_GATHERED || self.bytes >= REAP_GATHERED_BYTES
+    }
+
+    /// By place, as many at a time as a question may have.
+    fn batches(self) -> impl Iterator<Item = Batched> {
+        self.by.into_iter().flat_map(|(place, mut records)| {
+            let mut batches = Vec::new();
+            while !records.is_empty() {
+                let rest = records.split_off(records.len().min(REAP_RECORDS));
+                batches.push(Batched { place, records: std::mem::replace(&mut records, rest) });
+            }
+            batches
+        })
+    }
+}
+
 /// Collects the tombstones of a node.
 pub struct Reaper {
     coordinator: Arc<Coordinator>,
@@ -207,19 +241,20 @@ impl Reaper {
         let grace = u64::try_from(self.grace.as_millis()).unwrap_or(u64::MAX);
         let due = WallMs(self.coordinator.driver.clock.wall().0.saturating_sub(grace));
         let mut from = Some(schema::dead_key(WallMs(0), &[]));
+        let mut gathered = Gathered::default();
         while let Some(at) = from {
             let (lines, next) = self.lines(&at, due);
-            let batches = match self.sort(lines).await {
-                Ok(batches) => batches,
-                Err(cause) => {
-                    tracing::warn!(?cause, "tombstones can't be collected now");
-                    return waiting;
-                }
-            };
-            for batch in batches {
-                let count = batch.records.len();
-                for node in self.reap(batch).await {
-                    *waiting.entry(node).or_default() += count;
+            if let Err(cause) = self.sort(lines, &mut gathered).await {
+                tracing::warn!(?cause, "tombstones can't be collected now");
+                return waiting;
+            }
+            // The index is by time: what lies side by side is of many places, and each is a conversation.
+            if next.is_none() || gathered.is_enough() {
+                for batch in std::mem::take(&mut gathered).batches() {
+                    let count = batch.records.len();
+                    for node in self.reap(batch).await {
+                        *waiting.entry(node).or_default() += count;
+                    }
                 }
             }
             let busy = self.coordinator.under_way.load(Ordering::Relaxed) > 0;
@@ -250,11 +285,10 @@ impl Reaper {
         (lines, next)
     }
 
-    /// The dead records of places that this node leads, by place. Lines that lead nowhere are deleted.
-    async fn sort(&self, lines: Vec<Vec<u8>>) -> Result<Vec<Batched>, Cause> {
+    /// Adds the dead records of places that this node leads. Lines that lead nowhere are deleted.
+    async fn sort(&self, lines: Vec<Vec<u8>>, gathered: &mut Gathered) -> Result<(), Cause> {
         let driver = &self.coordinator.driver;
         let map = self.map.borrow().clone();
-        let mut by_place: BTreeMap<Place, Vec<(Doomed, Record)>> = BTreeMap::new();
         let mut gone = Batch::new();
         for line in lines {
             let Some((since, storage_key)) = schema::split_dead_key(&line) else { continue };
@@ -275,10 +309,7 @@ impl Reaper {
                     let is_whole = !driver.refill.lacks(Place { partition, keyspace });
                     if (lead == Some(driver.me) && is_whole) || canary::sings(Canary::PurgedUnasked) {
                         let doomed = (storage_key.to_vec(), found.record.digest());
-                        by_place
-                            .entry(Place { partition, keyspace })
-                            .or_default()
-                            .push((doomed, found.record));
+                        gathered.add(Place { partition, keyspace }, doomed, found.record);
                     }
                 }
             }
@@ -286,7 +317,7 @@ impl Reaper {
         if !gone.is_empty() {
             driver.committer.write(gone).await?;
         }
-        Ok(by_place.into_iter().map(|(place, records)| Batched { place, records }).collect())
+        Ok(())
     }
 
     /// Leads the collection of some records; whom it waits for.

@@ -84,6 +84,10 @@ const _: () = assert!(TOMBSTONE_GRACE_DEFAULT.as_secs() > SESSION_KEEPS.as_secs(
 pub const TOMBSTONE_GRACE_MAX: Duration = Duration::from_secs(365 * 86_400);
 /// Tombstones of one place that are collected together, and that are read at a time.
 pub const REAP_RECORDS: usize = 256;
+/// Dead records that are gathered before they are collected, place by place: 64 of each of 256 places.
+pub const REAP_GATHERED: usize = 16_384;
+/// Bytes of them, keys and values.
+pub const REAP_GATHERED_BYTES: usize = 16 << 20;
 /// Tombstones that one node remembers at the most as confirmed by all, to be purged later: some 15 MB. The rest waits.
 pub const REAP_CONFIRMED: usize = 1 << 18;
 /// How much longer than the age of a message a tombstone is held by all before it is purged: a receiver may take a message
