@@ -2,7 +2,9 @@
 //!
 //! In an `lww` keyspace to put a value twice does the same as once. In a `siblings` keyspace each row is read
 //! before it is sent, or sent again, and is left alone if its value is there already; what else is there
-//! stays, so a dump with siblings is loaded back to the same set, and loaded twice it is not doubled.
+//! stays, so a dump with siblings is loaded back to the same set, and loaded twice it is not doubled. Such a row has a
+//! request id, since an attempt without an answer may be found on no node that is up; but of one load no more than
+//! [`LOAD_ROWS_NAMED`], which others' ids need room beside.
 //!
 //! Rows go to a home replica of their key, over one stream to each node, and to another node when that one fails.
 //!
@@ -13,7 +15,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use quoral_client::{Keyspace, Pipeline};
+use quoral_client::{Keyspace, Pipeline, RequestId};
 use tokio::time::{Instant, sleep};
 
 use super::Global;
@@ -22,6 +24,7 @@ use super::output::{CliError, Exit};
 use super::request::client_level;
 use super::rows::Row;
 use crate::node::env::{Clock as _, SystemClock};
+use crate::types::limits::LOAD_ROWS_NAMED;
 use crate::types::policy::Level;
 
 /// First pause before a row is sent again; doubled each time.
@@ -40,6 +43,8 @@ pub struct Sender {
     row_timeout: Duration,
     /// Rows that were left out, since their time was up.
     left_out: AtomicU64,
+    /// Rows that may have a request id yet.
+    names: AtomicU64,
 }
 
 /// Whether another endpoint, or the same one later, would say the same.
@@ -79,6 +84,7 @@ impl Sender {
             timeout: global.timeout(),
             row_timeout,
             left_out: AtomicU64::new(0),
+            names: AtomicU64::new(if siblings { LOAD_ROWS_NAMED } else { 0 }),
         })
     }
 
@@ -92,8 +98,11 @@ impl Sender {
         let end = Instant::now() + self.row_timeout;
         let mut backoff = BACKOFF_MIN;
         let mut worst = Worst::default();
+        let take = |names: u64| names.checked_sub(1);
+        let is_named = self.names.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok();
+        let name = is_named.then(RequestId::random);
         for attempt in 0_u64.. {
-            let error = match self.attempt(&row, end).await {
+            let error = match self.attempt(&row, name, end).await {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
@@ -120,7 +129,7 @@ impl Sender {
         end.saturating_duration_since(Instant::now()).min(self.timeout)
     }
 
-    async fn attempt(&self, row: &Row, end: Instant) -> Result<(), CliError> {
+    async fn attempt(&self, row: &Row, name: Option<RequestId>, end: Instant) -> Result<(), CliError> {
         let key = quoral_client::Key {
             partition: row.key.partition_key().clone(),
             sort: row.key.sort_key().clone(),
@@ -147,7 +156,11 @@ impl Sender {
             Some(w) => put.w(client_level(w)),
             None => put,
         };
-        let put = if self.siblings { put.unnamed() } else { put.repeatable() };
+        let put = match name {
+            Some(name) => put.request_id(name),
+            None if self.siblings => put.unnamed(),
+            None => put.repeatable(),
+        };
         self.pipeline.put(put).await?;
         Ok(())
     }

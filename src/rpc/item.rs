@@ -6,6 +6,7 @@
 //! A malformed item is an outcome, not a malformed batch: the others run. Only what is wrong with the batch as a
 //! whole refuses it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use prost::Message as _;
@@ -155,8 +156,24 @@ pub fn batch_request(
         };
         validate(request, metadata, value_limit)
     };
-    let items = items.into_iter().map(one).collect();
+    let mut items: Vec<_> = items.into_iter().map(one).collect();
+    refuse_shared_ids(&mut items);
     Ok(BatchRequest { items, timeout: convert::timeout(timeout_ms, metadata) })
+}
+
+/// A request id names one write. An item that has the id of an earlier one with another key is refused here: the nodes
+/// that carry the two out may be others, and would not notice.
+fn refuse_shared_ids(items: &mut [Result<Item, Failure>]) {
+    let mut first = BTreeMap::new();
+    for at in 0..items.len() {
+        let Ok(Item::Write(WriteRequest { request_id: Some(id), .. })) = items[at] else { continue };
+        let owner = *first.entry(id).or_insert(at);
+        let is_another = |(one, two): (&Item, &Item)| one.place() != two.place();
+        if items[owner].as_ref().ok().zip(items[at].as_ref().ok()).is_some_and(is_another) {
+            let problem = format!("is that of item {owner}, which writes another key");
+            items[at] = Err(Invalid::new("request_id", problem).into());
+        }
+    }
 }
 
 /// Validates a message of a session.
@@ -273,5 +290,23 @@ mod tests {
             .collect();
         let parts = ["key: must have", "value: is 1048577", "request: is missing", "valid"];
         assert!(said.iter().zip(parts).all(|(said, part)| said.starts_with(part)), "{said:?}");
+    }
+
+    #[test]
+    fn a_request_id_is_for_one_key() {
+        let named = |key: &'static str, id: u8| {
+            let request_id = vec![id; 16].into();
+            let put = proto::PutRequest { key: key.into(), request_id, ..Default::default() };
+            proto::BatchItem { request: Some(batch_item::Request::Put(put)) }
+        };
+        let items = vec![named("a", 1), put("b", 1), named("a", 1), named("c", 1), named("c", 2)];
+        let said: Vec<Option<String>> = check(items)
+            .expect("a batch")
+            .items
+            .iter()
+            .map(|i| i.as_ref().err().map(ToString::to_string))
+            .collect();
+        let refused = Some("request_id: is that of item 0, which writes another key".to_owned());
+        assert_eq!(said, [None, None, None, refused, None]);
     }
 }

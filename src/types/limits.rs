@@ -283,6 +283,8 @@ pub const HTTP_CONNECTION_LIFE: Duration = Duration::from_secs(60);
 pub const ROW_LINE_BYTES: usize = 48 << 20;
 /// Bytes of values that `load` keeps in flight, whatever its concurrency.
 pub const LOAD_BYTES_IN_FLIGHT: usize = 64 << 20;
+/// Rows of one `load` into a `siblings` keyspace that have a request id: a quarter of what a node remembers.
+pub const LOAD_ROWS_NAMED: u64 = REQUESTS_REMEMBERED / 4;
 /// Most requests that `load` and `bench` keep in flight: what one node takes from all its clients.
 pub const CLI_CONCURRENCY_MAX: usize = REQUESTS_IN_FLIGHT;
 

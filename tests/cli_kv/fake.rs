@@ -37,6 +37,8 @@ pub struct State {
     /// Requests as they came: operation and key.
     pub log: Vec<(String, Bytes)>,
     pub last_put: Option<PutRequest>,
+    /// Request ids of all puts, as they came.
+    pub put_ids: Vec<Bytes>,
     pub last_delete: Option<DeleteRequest>,
     pub last_get: Option<GetRequest>,
     /// Addresses that `status` tells.
@@ -197,6 +199,7 @@ impl Kv for Fake {
         let mut state = lock(&self.0);
         let fault = state.fault("put", &request.key);
         state.last_put = Some(request.clone());
+        state.put_ids.push(request.request_id.clone());
         if request.value.len() > 8 << 20 {
             let message = "value: is over the limit of 8388608 bytes";
             return Err(failure(Code::InvalidArgument, message, Applied::No, 0, 0));

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use bytes::Bytes;
 use quoral::cli::rows;
 use quoral::node::env::{Clock as _, SystemClock};
 
@@ -82,6 +83,28 @@ async fn a_row_is_loaded_with_the_rest_of_its_time() {
     let loaded = world.run_with(&["load", "-"], row(now - 1).as_bytes()).await.exits(0);
     assert!(loaded.err.contains("1 left out: their time was up"), "{}", loaded.err);
     assert!(lock(&world.shared).last_put.is_none());
+}
+
+/// What an attempt without an answer wrote may be on no node that can be read now.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_among_siblings_is_sent_again_under_its_first_name() {
+    let world = World::new().await;
+    let mut puts = 0;
+    set_faults(&world.shared, move |op| {
+        puts += u32::from(op == "put");
+        (op == "put" && puts <= 6).then(|| Fault::Before(unsure()))
+    });
+    let rows = [r#"{"key":"k","value":"a"}"#, r#"{"key":"k","value":"b"}"#].join("\n");
+    world.run_with(&["load", "-", "--keyspace", "carts"], rows.as_bytes()).await.exits(0);
+    let ids = std::mem::take(&mut lock(&world.shared).put_ids);
+    assert_eq!(ids.len(), 8);
+    assert!(ids.iter().all(|id| id.len() == 16), "{ids:?}");
+    // Rows of one key are sent one after the other.
+    assert!(ids[..7].iter().all(|id| *id == ids[0]) && ids[7] != ids[0], "{ids:?}");
+    // Where the last one wins, twice does no more than once.
+    world.run_with(&["load", "-"], rows.as_bytes()).await.exits(0);
+    let ids = std::mem::take(&mut lock(&world.shared).put_ids);
+    assert!(ids.len() == 2 && ids.iter().all(Bytes::is_empty), "{ids:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
