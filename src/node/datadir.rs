@@ -106,7 +106,7 @@ pub enum DataDirError {
         found: u32,
     },
     /// The identity can't be read.
-    #[error("{} is damaged: {problem}", path.display())]
+    #[error("{} is damaged: {problem}. See \"A disk is damaged\" in docs/operations.md", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,

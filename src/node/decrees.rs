@@ -160,6 +160,13 @@ impl Maps {
         Err(ChangeError::Failed(failure))
     }
 
+    /// Whether this node votes on the next map.
+    pub fn votes(&self) -> bool {
+        let map = self.current();
+        let next = MapVersion(map.version.0.saturating_add(1));
+        self.refill.abstains(next, map.layout.members.len()).is_none()
+    }
+
     /// Has maps decided that change nothing until one has this version.
     pub async fn reach(self: &Arc<Maps>, links: &Arc<Links>, version: MapVersion) {
         for _ in 0..ATTEMPTS {

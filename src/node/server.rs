@@ -115,13 +115,14 @@ impl Drop for Node {
 struct Ready {
     serving: watch::Receiver<Serving>,
     metrics: Arc<Metrics>,
-    refill: Arc<Refill>,
+    maps: Arc<Maps>,
 }
 
 impl HttpState for Ready {
     fn ready(&self) -> Result<String, String> {
         match &*self.serving.borrow() {
-            Serving::Ready if self.refill.is_filling() => Ok("ready, but it is refilled".into()),
+            Serving::Ready if self.maps.refill.is_filling() => Ok("ready, but it is refilled".into()),
+            Serving::Ready if !self.maps.votes() => Ok("ready, but it does not vote yet".into()),
             Serving::Ready => Ok("ready".into()),
             Serving::Starting(why) => Err(format!("starting: {why}")),
             Serving::Draining => Err("stopping".into()),
@@ -293,7 +294,7 @@ impl Node {
         node.serve(
             ports,
             Arc::new(peers),
-            Arc::new(Ready { serving: serving_seen, metrics: metrics.clone(), refill: refill.clone() }),
+            Arc::new(Ready { serving: serving_seen, metrics: metrics.clone(), maps: maps.clone() }),
         )
         .await?;
         links.connect_all();

@@ -59,7 +59,7 @@ fn refill(at: SocketAddr, node: usize) -> Value {
     status["nodes"][node]["refill"].clone()
 }
 
-fn wait_until_whole(cluster: &Cluster, node: usize) {
+pub fn wait_until_whole(cluster: &Cluster, node: usize) {
     eventually(Duration::from_secs(120), || {
         let (_, page) = http_get(cluster.nodes[node].http, "/readyz")?;
         if page == "ready\n" {
