@@ -97,6 +97,11 @@ fn to_json(status: &proto::StatusResponse, with_partitions: bool) -> Value {
                 "records": refill.records,
                 "waits_for": refill.waits_for,
             })),
+            "damage": node.damage.as_ref().map(|damage| json!({
+                "waiting": damage.waiting,
+                "quarantined": damage.quarantined,
+                "unreadable": damage.unreadable,
+            })),
         })
     };
     let mut all = json!({
@@ -151,7 +156,8 @@ fn to_text(status: &proto::StatusResponse) -> String {
         "PROVED",
     ];
     let refills: String = status.nodes.iter().filter_map(|node| refill_line(status, node)).collect();
-    let progress = refills + &status.nodes.iter().map(progress).collect::<String>();
+    let damages: String = status.nodes.iter().map(damage_lines).collect();
+    let progress = refills + &damages + &status.nodes.iter().map(progress).collect::<String>();
     format!(
         "cluster {}: layout version {}, map version {}, {} partitions; as {} sees it\n{}{progress}",
         status.cluster_id,
@@ -184,6 +190,30 @@ fn refill_line(status: &proto::StatusResponse, node: &proto::NodeStatus) -> Opti
          answers no reads of what is not back\n",
         node.name, refill.done, refill.trees, refill.records
     ))
+}
+
+/// What a node has found damaged; nothing if that is nothing.
+fn damage_lines(node: &proto::NodeStatus) -> String {
+    let (name, mut text) = (&node.name, String::new());
+    let Some(damage) = &node.damage else { return text };
+    match (damage.quarantined, damage.waiting) {
+        (0, 0) => {}
+        (all, 0) => _ = writeln!(text, "{name} had {all} damaged records: all are healed"),
+        (all, wait) => {
+            _ = writeln!(
+                text,
+                "{name} has {all} damaged records: {wait} wait to be healed, until all of their replicas are there"
+            );
+        }
+    }
+    if damage.unreadable {
+        _ = writeln!(
+            text,
+            "{name} can't read a part of its files, and can't heal that: its disk has to be replaced, see \"A disk is \
+             damaged\" in docs/operations.md"
+        );
+    }
+    text
 }
 
 /// How far a node's hints are on their way home, and what has none; nothing if there is nothing to say.
@@ -290,6 +320,26 @@ mod tests {
         let expected = json!({"trees": 40, "done": 10, "records": 700, "waits_for": ["a1", "a2"]});
         assert_eq!(*refill, expected);
         assert!(to_json(&status, false)["nodes"][0]["refill"].is_null());
+    }
+
+    #[test]
+    fn damage_is_told() {
+        let node = |waiting, quarantined, unreadable| proto::NodeStatus {
+            name: "n3".into(),
+            damage: Some(proto::Damage { waiting, quarantined, unreadable }),
+            ..proto::NodeStatus::default()
+        };
+        assert_eq!(damage_lines(&proto::NodeStatus::default()), "", "it does not answer");
+        assert_eq!(damage_lines(&node(0, 0, false)), "");
+        assert_eq!(damage_lines(&node(0, 7, false)), "n3 had 7 damaged records: all are healed\n");
+        let nodes = vec![node(2, 7, true), proto::NodeStatus::default()];
+        let status = proto::StatusResponse { nodes, ..proto::StatusResponse::default() };
+        let text = to_text(&status);
+        let waits = "n3 has 7 damaged records: 2 wait to be healed, until all of their replicas are there\nn3 can't read";
+        assert!(text.contains(waits), "{text}");
+        let json = to_json(&status, false);
+        let expected = json!({"waiting": 2, "quarantined": 7, "unreadable": true});
+        assert_eq!((&json["nodes"][0]["damage"], &json["nodes"][1]["damage"]), (&expected, &Value::Null));
     }
 
     #[test]

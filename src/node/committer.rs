@@ -151,6 +151,7 @@ impl Committer {
             metrics,
             map,
         });
+        shared.show_waiting();
         let worker = shared.clone();
         match mode {
             CommitMode::Thread => {

@@ -32,6 +32,7 @@ use super::maps::Maps;
 use super::readings::page_of_wire;
 use super::refill::{NOT_HEARD, REFILLING};
 use super::repairs::Repairs;
+use super::scrub::damage;
 use crate::replica::apply::Outcome;
 use crate::replica::fetch::{self, Fetched};
 use crate::replica::requests::{self, Entry};
@@ -544,7 +545,8 @@ impl PeerHandler for Peers {
                 let proved_ms = self.repairs.proofs(&map).into_iter().map(|at| at.0).collect();
                 let refill =
                     self.coordinator.driver.refill.view(&map, self.me.node).map(|view| view.to_wire());
-                reply.send(answer::Kind::Proofs(proto::Proofs { proved_ms, refill }));
+                let damage = Some(damage(&self.coordinator));
+                reply.send(answer::Kind::Proofs(proto::Proofs { proved_ms, refill, damage }));
             }
             Some(operation::Kind::Ping(_)) => reply.send(answer::Kind::Pong(true)),
             Some(

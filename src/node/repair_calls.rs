@@ -14,6 +14,7 @@ use super::coordinator::Coordinator;
 use super::proofs::{ALONE, UNPROVED, add};
 use super::repair_runs::selection_to_wire;
 use super::repairs::{Repairs, Selection, shared};
+use super::scrub::damage;
 use crate::ring::layout::{ClusterMap, Member};
 use crate::ring::preflist::homes;
 use crate::rpc::proto::{self, answer, operation};
@@ -155,12 +156,14 @@ impl Campaign {
     }
 }
 
-/// What the nodes say of how equal they are.
+/// What the nodes say of how equal they are, and of what they lack.
 pub struct Standing {
     /// When all replicas of each partition were last proved equal.
     pub proved: Vec<WallMs>,
     /// How far those are that are refilled.
     pub refills: BTreeMap<NodeId, proto::Refill>,
+    /// What those that answer have found damaged.
+    pub damages: BTreeMap<NodeId, proto::Damage>,
 }
 
 /// Asks all nodes how equal they are; those that don't say have proved nothing.
@@ -170,12 +173,14 @@ pub async fn standing(coordinator: &Coordinator, repairs: &Repairs, map: &Cluste
     let asked: Vec<_> =
         others.map(|node| (node, ask(coordinator, node, operation::Kind::Proofs(true)))).collect();
     let own = coordinator.driver.refill.view(map, me).map(|view| (me, view.to_wire()));
-    let mut standing = Standing { proved: repairs.proofs(map), refills: own.into_iter().collect() };
+    let (refills, damages) = (own.into_iter().collect(), [(me, damage(coordinator))].into());
+    let mut standing = Standing { proved: repairs.proofs(map), refills, damages };
     let deadline = Instant::now() + ANSWER_WITHIN;
     for (node, answer) in asked {
         let told = match tokio::time::timeout_at(deadline, answer).await {
             Ok(Ok(answer::Kind::Proofs(told))) if told.proved_ms.len() == standing.proved.len() => {
                 standing.refills.extend(told.refill.map(|refill| (node, refill)));
+                standing.damages.extend(told.damage.map(|damage| (node, damage)));
                 told.proved_ms.into_iter().map(WallMs).collect()
             }
             _ => unproved(map, node),

@@ -51,6 +51,15 @@ pub struct Scrubber {
     rate: u64,
 }
 
+/// What this node has found damaged.
+pub fn damage(coordinator: &Coordinator) -> proto::Damage {
+    let driver = &coordinator.driver;
+    let (waiting, quarantined) = driver.committer.damaged();
+    let number = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+    let unreadable = driver.metrics.scrub.unreadable.get() > 0;
+    proto::Damage { waiting: number(waiting), quarantined: number(quarantined), unreadable }
+}
+
 /// What became of an attempt to heal a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Attempt {

@@ -149,6 +149,7 @@ impl NodeService {
             hints_refusal: String::new(),
             proved: ALONE,
             refill: None,
+            damage: None,
         };
         if member.id == self.coordinator.driver.me {
             view.client_address.clone_from(&self.client_address);
@@ -280,11 +281,13 @@ impl ClusterHandler for NodeService {
         Box::pin(async move {
             let map = self.maps.current();
             let standing = standing(&self.coordinator, &self.repairs, &map);
-            let (hints, Standing { proved, mut refills }) = tokio::join!(self.hints(), standing);
+            let (hints, standing) = tokio::join!(self.hints(), standing);
+            let Standing { proved, mut refills, mut damages } = standing;
             let mut view = |member: &Member| {
                 let mut view = self.node_view(&map, member);
                 view.proved = oldest_of(&map, &proved, member.id);
                 view.refill = refills.remove(&member.id);
+                view.damage = damages.remove(&member.id);
                 for log in hints.logs.iter().filter(|log| log.target == member.id) {
                     view.hints += log.hints;
                     view.hints_delivered += log.delivered;

@@ -114,6 +114,12 @@ impl Quarantine {
         &self.waiting
     }
 
+    /// How many records are in quarantine, or wait and found no room in it.
+    pub fn records(&self) -> usize {
+        let kept_apart = self.waiting.iter().filter(|key| !self.lines.contains_key(*key)).count();
+        self.lines.len() + kept_apart
+    }
+
     /// Adds a place that waits to be healed, if there is room.
     pub fn wait_for(&mut self, storage_key: &[u8]) {
         if self.waiting.len() < QUARANTINE_WAITING {
@@ -362,6 +368,7 @@ mod tests {
             Some(Entry::read(&key, &value).expect("sound").found.len())
         };
         assert_eq!((kept("0000"), kept("last")), (Some(QUARANTINE_RECORD_BYTES), Some(0)));
+        assert_eq!(quarantine.records(), fit + 1);
         assert_eq!(quarantine.waiting().len(), fit + 1);
         let writes = quarantine.healed(&storage, &storage_key("0003"), NOW).expect("readable");
         write(&storage, writes);

@@ -64,6 +64,7 @@ impl<H: ClusterHandler> Cluster for ClusterService<H> {
             hints_refusal: node.hints_refusal,
             proved_ms: node.proved.0,
             refill: node.refill,
+            damage: node.damage,
         };
         Ok(Response::new(proto::StatusResponse {
             cluster_id: view.cluster_id,

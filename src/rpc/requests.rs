@@ -198,6 +198,8 @@ pub struct NodeView {
     pub proved: WallMs,
     /// How far it is, if it is refilled.
     pub refill: Option<proto::Refill>,
+    /// What it has found damaged, if it answers.
+    pub damage: Option<proto::Damage>,
 }
 
 /// The cluster as `status` shows it.

@@ -11,10 +11,10 @@ use quoral::rpc::proto;
 use quoral::storage::sled::SledStorage;
 use quoral::storage::{Batch, Storage, schema};
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::client::{self, get_r, kv, put, values};
-use crate::cluster::{BINARY, Cluster, Node, alone, copy_dir, eventually, said};
+use crate::cluster::{BINARY, Cluster, Node, alone, cli, copy_dir, eventually, said};
 use crate::repair::metric;
 use crate::repair_now::links;
 use crate::semantics::siblings_keyspace;
@@ -115,6 +115,14 @@ fn scrubbed(node: &Node, name: &str) -> Result<u64, String> {
     metric(node, &format!("quoral_scrub_{name}"))
 }
 
+/// What `status` of the first node says of what another has found damaged.
+fn shown_by_status(cluster: &Cluster, node: usize) -> Value {
+    let (output, _) = cli(&cluster.clients(&[0]), &["status", "-o", "json"]);
+    let status: Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", said(&output)));
+    status["nodes"][node]["damage"].clone()
+}
+
 fn quarantine(node: &Node) -> (i32, Value) {
     let data = node.data();
     let output = Command::new(BINARY)
@@ -152,6 +160,11 @@ async fn f29_damaged_records_are_never_served_and_are_healed_by_the_scrub_alone(
         if found == damaged { Ok(()) } else { Err(format!("{found} of {damaged} are found")) }
     });
     assert_eq!(scrubbed(&cluster.nodes[2], "records_healed_total"), Ok(0), "a replica is away");
+    links(&cluster, 0, 1);
+    assert_eq!(
+        shown_by_status(&cluster, 2),
+        json!({"waiting": damaged, "quarantined": damaged, "unreadable": false})
+    );
     for keyspace in ["default", "carts"] {
         for at in [0, 2] {
             read_all(cluster.nodes[at].client, keyspace, COUNT).await;
@@ -164,8 +177,16 @@ async fn f29_damaged_records_are_never_served_and_are_healed_by_the_scrub_alone(
     let entries = shown["quarantine"].as_array().expect("a list");
     assert_eq!((code, u64::try_from(entries.len()).expect("few")), (1, damaged));
     assert!(entries.iter().all(|entry| entry["healed_at"].is_null() && entry["raw_hex"] != ""), "{shown}");
-    cluster.nodes[1].start();
+    // It still knows of them when it is started again, before anybody has found them anew.
     cluster.nodes[2].start();
+    cluster.nodes[2].wait_ready();
+    links(&cluster, 0, 1);
+    assert_eq!(scrubbed(&cluster.nodes[2], "records_damaged"), Ok(damaged));
+    assert_eq!(
+        shown_by_status(&cluster, 2),
+        json!({"waiting": damaged, "quarantined": damaged, "unreadable": false})
+    );
+    cluster.nodes[1].start();
     cluster.wait_ready();
     eventually(Duration::from_secs(60), || {
         let node = &cluster.nodes[2];
@@ -174,6 +195,10 @@ async fn f29_damaged_records_are_never_served_and_are_healed_by_the_scrub_alone(
             other => Err(format!("{other:?} of {damaged}")),
         }
     });
+    assert_eq!(
+        shown_by_status(&cluster, 2),
+        json!({"waiting": 0, "quarantined": damaged, "unreadable": false})
+    );
     for name in ["quoral_read_repairs_total", "quoral_repair_records_received_total"] {
         assert_eq!(metric(&cluster.nodes[2], name), Ok(0), "{name}");
     }

@@ -50,6 +50,12 @@ impl Committer {
         lock(&self.shared.quarantine).waiting().clone()
     }
 
+    /// How many places wait to be healed, and how many records are in quarantine.
+    pub fn damaged(&self) -> (usize, usize) {
+        let quarantine = lock(&self.shared.quarantine);
+        (quarantine.waiting().len(), quarantine.records())
+    }
+
     /// Sets a record aside if it is damaged, and its place waits for its healing. Whether it does.
     pub async fn set_aside(&self, storage_key: Vec<u8>) -> Result<bool, Cause> {
         self.ask(|done| super::Job::SetAside(storage_key, done)).await
@@ -82,7 +88,7 @@ impl Shared {
         }
     }
 
-    fn show_waiting(&self) {
+    pub(super) fn show_waiting(&self) {
         let waiting = lock(&self.quarantine).waiting().len();
         self.metrics.scrub.damaged.set(u64::try_from(waiting).unwrap_or(u64::MAX));
     }

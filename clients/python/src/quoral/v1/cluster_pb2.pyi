@@ -21,8 +21,18 @@ class Refill(_message.Message):
     waits_for: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, trees: _Optional[int] = ..., done: _Optional[int] = ..., records: _Optional[int] = ..., waits_for: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class Damage(_message.Message):
+    __slots__ = ("waiting", "quarantined", "unreadable")
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINED_FIELD_NUMBER: _ClassVar[int]
+    UNREADABLE_FIELD_NUMBER: _ClassVar[int]
+    waiting: int
+    quarantined: int
+    unreadable: bool
+    def __init__(self, waiting: _Optional[int] = ..., quarantined: _Optional[int] = ..., unreadable: bool = ...) -> None: ...
+
 class NodeStatus(_message.Message):
-    __slots__ = ("node_id", "name", "address", "client_address", "zone", "state", "ownership", "hints", "disk_bytes", "durability", "map_version", "hints_delivered", "hints_per_second", "hints_refused", "hints_refusal", "proved_ms", "refill")
+    __slots__ = ("node_id", "name", "address", "client_address", "zone", "state", "ownership", "hints", "disk_bytes", "durability", "map_version", "hints_delivered", "hints_per_second", "hints_refused", "hints_refusal", "proved_ms", "refill", "damage")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -40,6 +50,7 @@ class NodeStatus(_message.Message):
     HINTS_REFUSAL_FIELD_NUMBER: _ClassVar[int]
     PROVED_MS_FIELD_NUMBER: _ClassVar[int]
     REFILL_FIELD_NUMBER: _ClassVar[int]
+    DAMAGE_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     name: str
     address: str
@@ -57,7 +68,8 @@ class NodeStatus(_message.Message):
     hints_refusal: str
     proved_ms: int
     refill: Refill
-    def __init__(self, node_id: _Optional[str] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., client_address: _Optional[str] = ..., zone: _Optional[str] = ..., state: _Optional[str] = ..., ownership: _Optional[float] = ..., hints: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., durability: _Optional[str] = ..., map_version: _Optional[int] = ..., hints_delivered: _Optional[int] = ..., hints_per_second: _Optional[int] = ..., hints_refused: _Optional[int] = ..., hints_refusal: _Optional[str] = ..., proved_ms: _Optional[int] = ..., refill: _Optional[_Union[Refill, _Mapping]] = ...) -> None: ...
+    damage: Damage
+    def __init__(self, node_id: _Optional[str] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., client_address: _Optional[str] = ..., zone: _Optional[str] = ..., state: _Optional[str] = ..., ownership: _Optional[float] = ..., hints: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., durability: _Optional[str] = ..., map_version: _Optional[int] = ..., hints_delivered: _Optional[int] = ..., hints_per_second: _Optional[int] = ..., hints_refused: _Optional[int] = ..., hints_refusal: _Optional[str] = ..., proved_ms: _Optional[int] = ..., refill: _Optional[_Union[Refill, _Mapping]] = ..., damage: _Optional[_Union[Damage, _Mapping]] = ...) -> None: ...
 
 class StatusResponse(_message.Message):
     __slots__ = ("cluster_id", "layout_version", "map_version", "partitions", "nodes", "answered_by", "proved_ms", "now_ms")
