@@ -17,10 +17,12 @@ use quoral::machine::Machine;
 use quoral::quorum::page::Single;
 use quoral::quorum::{put, read};
 use quoral::replica::heal::{self, Heal};
+use quoral::replica::pace::{self, Pace};
+use quoral::replica::scrub::Position;
 use quoral::tombstone::reap::{self, Reap};
 use quoral::types::error::{Applied, Cause, Failure};
 use quoral::types::ids::{LayoutVersion, NodeId};
-use quoral::types::time::Mono;
+use quoral::types::time::{Mono, WallMs};
 use quoral::version::hlc::Stamp;
 use quoral::version::record::{LwwVersion, Payload, Record};
 use quoral::version::session::Floor;
@@ -331,6 +333,55 @@ impl Scripted for HealScript {
     }
 }
 
+struct ScrubScript(Pace);
+
+/// `next=k` is the key `k`.
+fn key_of(options: &BTreeMap<String, String>) -> Option<Vec<u8>> {
+    options.get("next").map(|key| key.clone().into_bytes())
+}
+
+impl ScrubScript {
+    fn begin(words: &[&str]) -> ScrubScript {
+        let o = options(words);
+        let number = |name: &str| o.get(name).map(|text| text.parse().expect("a number"));
+        let position = Position { next: key_of(&o), ended_at: number("ended").map(WallMs) };
+        let interval = Duration::from_millis(number("interval").expect("an interval"));
+        ScrubScript(Pace::new(interval, number("rate").unwrap_or(1_000), position))
+    }
+}
+
+impl Scripted for ScrubScript {
+    fn feed(&mut self, now: Mono, words: &[&str]) -> Vec<String> {
+        let o = options(words);
+        let event = match words {
+            ["start"] => pace::Event::Start,
+            ["rested", wall] => pace::Event::Rested(WallMs(wall.parse().expect("milliseconds"))),
+            ["read", bytes, ..] => pace::Event::Read {
+                bytes: bytes.parse().expect("a number"),
+                next: key_of(&o),
+                is_busy: words.contains(&"busy"),
+            },
+            ["failed"] => pace::Event::Failed,
+            other => panic!("no event of a scrub: {other:?}"),
+        };
+        let mut effects = Vec::new();
+        self.0.step(now, event, &mut effects);
+        self.0.check_invariants();
+        let text = |key: &[u8]| String::from_utf8_lossy(key).into_owned();
+        let show = |effect: &pace::Effect| match effect {
+            pace::Effect::Read(from) => format!("look from={}", text(from)),
+            pace::Effect::Note(Position { next, ended_at }) => {
+                let next = next.as_deref().map_or("none".into(), text);
+                let ended = ended_at.map_or("never".into(), |at| at.0.to_string());
+                format!("note next={next} ended={ended}")
+            }
+            pace::Effect::Passed => "passed".into(),
+            pace::Effect::Rest(time) => format!("rest {time:?}"),
+        };
+        effects.iter().map(show).collect()
+    }
+}
+
 struct ReapScript(Reap);
 
 fn numbers(text: &str) -> BTreeSet<usize> {
@@ -408,6 +459,10 @@ fn run(text: &str) -> String {
                 machine = Some(Box::new(ReapScript::begin(plan)));
                 writeln!(out, "{line}").expect("a String takes all");
             }
+            ["scrub", pace @ ..] => {
+                machine = Some(Box::new(ScrubScript::begin(pace)));
+                writeln!(out, "{line}").expect("a String takes all");
+            }
             ["exchange"] => {
                 machine = Some(Box::new(ExchangeScript(Exchange::new())));
                 writeln!(out, "{line}").expect("a String takes all");
@@ -439,7 +494,7 @@ fn every_script_is_what_the_machine_does() {
     let entries = entries.chain(folder("src/replica/scripts"));
     let mut scripts: Vec<PathBuf> = entries.map(|e| e.expect("an entry").path()).collect();
     scripts.sort();
-    assert!(scripts.len() >= 38, "one script for each rule");
+    assert!(scripts.len() >= 43, "one script for each rule");
     for path in scripts {
         let text = std::fs::read_to_string(&path).expect("a script");
         assert!(text.starts_with("# Rule "), "{}: the first line states the rule", path.display());

@@ -20,6 +20,7 @@ use super::drive;
 use super::env::CommitMode;
 use crate::machine::Machine as _;
 use crate::replica::heal::{Effect, Event, Heal};
+use crate::replica::pace::{self, Pace};
 use crate::replica::scrub::{self, Looked, Position};
 use crate::replica::stored::LoadError;
 use crate::ring::layout::ClusterMap;
@@ -35,12 +36,6 @@ use crate::version::record::Record;
 
 /// How long a peer may take over an answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
-/// How long to rest at least after a step while clients are served.
-const REST_BUSY: Duration = Duration::from_millis(20);
-/// How often the position of a pass is stored, and how often it is looked whether one is due.
-const STORE_EVERY: Duration = Duration::from_secs(30);
-/// How long to wait after an error of the storage.
-const PAUSE: Duration = Duration::from_secs(5);
 
 /// Looks for damage, and heals it.
 pub struct Scrubber {
@@ -88,56 +83,48 @@ impl Scrubber {
         if self.interval.is_zero() {
             return;
         }
-        let committer = &self.coordinator.driver.committer;
-        let mut position = Position::load(committer.storage()).unwrap_or_default();
+        let driver = &self.coordinator.driver;
+        let position = Position::load(driver.committer.storage()).unwrap_or_default();
+        let (mut machine, mut effects) = (Pace::new(self.interval, self.rate, position), Vec::new());
+        machine.step(driver.clock.mono(), pace::Event::Start, &mut effects);
         loop {
-            tokio::time::sleep(STORE_EVERY.min(self.interval)).await;
-            let now = self.coordinator.driver.clock.wall().0;
-            let interval = u64::try_from(self.interval.as_millis()).unwrap_or(u64::MAX);
-            let is_due = position.ended_at.is_none_or(|ended| now.saturating_sub(ended.0) >= interval);
-            if position.next.is_some() || is_due {
-                let from = position.next.take().unwrap_or_default();
-                self.pass(from, &mut position).await;
+            let mut event = None;
+            for effect in std::mem::take(&mut effects) {
+                match effect {
+                    pace::Effect::Read(from) => event = Some(self.read(from).await),
+                    pace::Effect::Rest(rest) => {
+                        tokio::time::sleep(rest).await;
+                        event = Some(pace::Event::Rested(driver.clock.wall()));
+                    }
+                    pace::Effect::Note(position) => {
+                        if let Err(cause) = driver.committer.write(position.batch()).await {
+                            tracing::debug!(?cause, "the position of the scrub is not stored");
+                        }
+                    }
+                    pace::Effect::Passed => {
+                        driver.metrics.scrub.passes.inc();
+                    }
+                }
             }
+            let Some(event) = event else { return };
+            machine.step(driver.clock.mono(), event, &mut effects);
         }
     }
 
-    /// A pass, or the rest of one.
-    async fn pass(&self, mut from: Vec<u8>, position: &mut Position) {
-        let driver = &self.coordinator.driver;
-        let mut stored_at = driver.clock.mono();
-        loop {
-            let (committer, at) = (driver.committer.clone(), from.clone());
-            let looked = apart(self.mode, move || scrub::step(committer.storage(), &at)).await;
-            let looked = match looked {
-                Some(Ok(looked)) => looked,
-                failed => {
-                    tracing::warn!(?failed, "the scrub can't read now");
-                    tokio::time::sleep(PAUSE).await;
-                    continue;
-                }
-            };
-            self.note(&looked);
-            let by_rate = Duration::from_micros(looked.bytes.saturating_mul(1_000_000) / self.rate.max(1));
-            let busy = self.coordinator.under_way.load(Ordering::Relaxed) > 0;
-            tokio::time::sleep(by_rate.max(if busy { REST_BUSY } else { Duration::ZERO })).await;
-            position.next.clone_from(&looked.next);
-            if looked.next.is_none() {
-                position.ended_at = Some(driver.clock.wall());
+    /// A step of a pass.
+    async fn read(&self, from: Vec<u8>) -> pace::Event {
+        let committer = self.coordinator.driver.committer.clone();
+        match apart(self.mode, move || scrub::step(committer.storage(), &from)).await {
+            Some(Ok(looked)) => {
+                self.note(&looked);
+                let is_busy = self.coordinator.under_way.load(Ordering::Relaxed) > 0;
+                pace::Event::Read { bytes: looked.bytes, next: looked.next, is_busy }
             }
-            let is_late = driver.clock.mono().micros_since(stored_at) >= micros(STORE_EVERY);
-            if is_late || looked.next.is_none() {
-                stored_at = driver.clock.mono();
-                if let Err(cause) = driver.committer.write(position.batch()).await {
-                    tracing::debug!(?cause, "the position of the scrub is not stored");
-                }
-            }
-            match looked.next {
-                Some(next) => from = next,
-                None => break,
+            failed => {
+                tracing::warn!(?failed, "the scrub can't read now");
+                pace::Event::Failed
             }
         }
-        driver.metrics.scrub.passes.inc();
     }
 
     fn note(&self, looked: &Looked) {
@@ -227,10 +214,6 @@ impl Scrubber {
         }
         done
     }
-}
-
-fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Attempts to heal a place.

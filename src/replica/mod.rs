@@ -2,7 +2,7 @@
 //!
 //! [`mint`] makes a new version at the coordinator, [`apply`] merges what came from elsewhere, [`fetch`] and
 //! [`scan`] read, [`requests`] remembers what became of writes with a request id, [`sweep`] finds what dropped keyspaces
-//! have left, [`scrub`] finds damaged records, [`quarantine`] and [`heal`] deal with
+//! have left, [`scrub`] finds damaged records at the [`pace`] that it is given, [`quarantine`] and [`heal`] deal with
 //! them. All are synchronous functions over `&dyn Storage` that return a batch to write; the commit
 //! thread (`node/committer.rs`) is the one writer that calls the first two, so a read-modify-write of a key
 //! is never interleaved with another.
@@ -15,6 +15,7 @@ pub mod apply;
 pub mod fetch;
 pub mod heal;
 pub mod mint;
+pub mod pace;
 pub mod quarantine;
 pub mod requests;
 pub mod scan;
