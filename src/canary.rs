@@ -60,11 +60,13 @@ pub enum Canary {
     ExchangeOneWay,
     /// Of the records that a list lacks the last is forgotten.
     RecordForgotten,
+    /// A node that lost its disk answers for what it has not got back (F18).
+    LostDiskAnswers,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Canary; 24] = [
+    pub const ALL: [Canary; 25] = [
         Canary::AckBeforeSync,
         Canary::UnsyncedRead,
         Canary::NotFoundWins,
@@ -89,6 +91,7 @@ impl Canary {
         Canary::HintNeverTooOld,
         Canary::ExchangeOneWay,
         Canary::RecordForgotten,
+        Canary::LostDiskAnswers,
     ];
 }
 

@@ -4,6 +4,8 @@
 //! synced; the next life of the host finds the rest. Everything that is random on a host comes from the
 //! seed, the host's number and the number of the life.
 
+mod disks;
+
 use std::collections::BTreeMap;
 use std::future::pending;
 use std::net::SocketAddr;
@@ -119,6 +121,8 @@ pub struct Host {
     pub offset: Offset,
     /// Lives so far.
     lives: AtomicU64,
+    /// Disks that it has lost.
+    disks: AtomicU64,
     /// Whether its node serves clients.
     ready: AtomicBool,
     /// Its node, while it runs.
@@ -260,7 +264,9 @@ async fn live(host: Arc<Host>, config: Config, map: ClusterMap, loss: Loss, seed
     let clock = Arc::new(SimClock::new(host.offset.clone()));
     let network = Arc::new(SimNetwork::new(loss, mix(seed, host.id.0, life + 1_000_000)));
     let env = Env::new(clock, network, CommitMode::Inline, mix(seed, host.id.0, life));
-    let disk = Disk { id: DiskId(mix(seed, host.id.0, 0)), incarnation: Incarnation(1), starts: life };
+    let lost = host.disks.load(Ordering::Relaxed);
+    let id = DiskId(mix(seed, host.id.0, lost << 32));
+    let disk = Disk { id, incarnation: Incarnation(1 + lost), starts: life };
     let storage: Arc<dyn Storage> = host.storage.clone();
     let map = starting_map(&*storage, map)?;
     let node = Node::start(env, &config, storage, disk, map).await?;
@@ -313,6 +319,7 @@ impl Cluster {
                 storage: Arc::new(MemoryStorage::new()),
                 offset: Arc::new(AtomicU64::new(*offset)),
                 lives: AtomicU64::new(0),
+                disks: AtomicU64::new(0),
                 ready: AtomicBool::new(false),
                 service: Mutex::new(Weak::new()),
             });

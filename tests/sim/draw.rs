@@ -47,6 +47,8 @@ pub struct Mix {
     pub torn: bool,
     /// Several disks are full at once.
     pub full_cluster: bool,
+    /// A host loses its disk, once.
+    pub lost_disk: bool,
 }
 
 /// What some clients do besides a bit of everything.
@@ -91,7 +93,8 @@ impl More {
 impl Mix {
     /// Whether disks and clocks are left alone.
     pub fn is_of_the_network_only(&self) -> bool {
-        let disks = self.disk_errors || self.slow_disks || self.full_disks || self.full_cluster;
+        let disks =
+            self.disk_errors || self.slow_disks || self.full_disks || self.full_cluster || self.lost_disk;
         !disks && !self.clocks && !self.wild_clocks && !self.clocks_back
     }
 
@@ -114,6 +117,7 @@ impl Mix {
             clocks_back: rng.random_bool(often * 0.5),
             torn: rng.random_bool(often),
             full_cluster: rng.random_bool(often * 0.5),
+            lost_disk: false,
         }
     }
 }
@@ -216,7 +220,7 @@ pub fn draw(seed: u64, canary: Option<Canary>) -> Draw {
         // waits for that has not begun its time.
         setup.bytes_limit = limits::BYTES_IN_FLIGHT;
     }
-    Draw {
+    let mut draw = Draw {
         setup,
         mix: Mix::draw(rng),
         clients: rng.random_range(1..=5),
@@ -228,6 +232,30 @@ pub fn draw(seed: u64, canary: Option<Canary>) -> Draw {
         // What is purged is left alone for a while, and used again.
         chaos_ms: rng.random_range(6_000..=10_000) + if upkeep.purge.is_some() { 10_000 } else { 0 },
         more,
+    };
+    if StdRng::seed_from_u64(mix(seed, 21, 0)).random_bool(LOST_DISKS) {
+        lose_a_disk(&mut draw);
+    }
+    draw
+}
+
+/// How often a host loses its disk, in scenarios that can have it.
+const LOST_DISKS: f64 = 0.15;
+
+/// What one replica alone has acknowledged is lost with its disk: no such promise is asked for here.
+fn lose_a_disk(draw: &mut Draw) {
+    // These draw quorums of their own.
+    if draw.more.lives || draw.habit == Habit::Tenants {
+        return;
+    }
+    draw.mix.lost_disk = true;
+    draw.own_level = 0.0;
+    let hints_end = draw.setup.upkeep.window_ms.is_some();
+    for space in &mut draw.setup.spaces {
+        let Space { n, w, sloppy, .. } = **space;
+        // A fallback's hint may be the second copy.
+        *space =
+            Arc::new(Space { n: n.max(2), w: w.max(2), sloppy: sloppy && !hints_end, ..(**space).clone() });
     }
 }
 
@@ -271,15 +299,19 @@ mod tests {
             more.insert(draw.more);
             let Upkeep { interval_ms, read_repair, window_ms, purge } = draw.setup.upkeep;
             upkeeps.insert((interval_ms > 0, read_repair, window_ms == Some(0), purge.is_some()));
-            let Mix { clocks_back, torn, full_cluster, .. } = draw.mix;
+            let Mix { clocks_back, torn, full_cluster, lost_disk, .. } = draw.mix;
             rare.extend(
-                [clocks_back, torn, full_cluster].iter().enumerate().filter(|(_, on)| **on).map(|(at, _)| at),
+                [clocks_back, torn, full_cluster, lost_disk]
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, on)| **on)
+                    .map(|(at, _)| at),
             );
             spaces.extend(draw.setup.spaces.iter().map(|s| (s.conflicts, s.n, s.r + s.w > s.n)));
             deeds.extend(Plan::draw(seed, draw.mix, nodes, draw.clients, 0, draw.chaos_ms).kinds());
         }
         assert_eq!(sizes, (3..=9).collect());
-        assert_eq!(rare.len(), 3, "{rare:?}");
+        assert_eq!(rare.len(), 4, "{rare:?}");
         assert_eq!(more.len(), 8, "{more:?}");
         assert_eq!(upkeeps.len(), 7, "{upkeeps:?}");
         assert_eq!(habits, [Habit::None, Habit::Reload, Habit::Twice, Habit::Tenants].into());
@@ -291,8 +323,8 @@ mod tests {
         }
         let faults =
             ["Begin(Cut", "Begin(OneWay", "Begin(Hold", "Begin(Slow", "Begin(Pause", "Begin(Datagrams"];
-        let host =
-            ["Crash", "Disk", "SlowDisk", "FullDisk", "Clock", "Alone"].map(|kind| format!("Fail({kind}"));
+        let host = ["Crash", "LostDisk", "Disk", "SlowDisk", "FullDisk", "Clock", "Alone"]
+            .map(|kind| format!("Fail({kind}"));
         for kind in faults.map(str::to_owned).into_iter().chain(host) {
             assert!(deeds.contains(&kind), "{kind} is in no plan: {deeds:?}");
         }

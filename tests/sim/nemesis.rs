@@ -47,6 +47,8 @@ impl NetFault {
 pub enum HostFault {
     /// Its power is cut, or its process killed.
     Crash { silent: bool },
+    /// The same, and its disk is lost: it starts on an empty one.
+    LostDisk { silent: bool },
     /// Its next sync fails; its power is cut so many milliseconds later.
     Disk { crash_after: u64 },
     /// A sync takes so many milliseconds, until it is mended.
@@ -102,6 +104,13 @@ impl Plan {
             host_fault(&mut rng, kinds, nodes, at, length, &mut deeds);
             // Sometimes the next fault begins before this one ends.
             at += rng.random_range(length / 2..=length + 1_500);
+        }
+        if kinds.lost_disk {
+            // One of all, once: what two replicas have acknowledged is on another then.
+            let rng = &mut StdRng::seed_from_u64(mix(seed, 22, 0));
+            let (host, at) = (rng.random_range(0..nodes), rng.random_range(from..to));
+            deeds.push((at, Deed::Fail(host, HostFault::LostDisk { silent: rng.random_bool(0.5) })));
+            deeds.push((at + rng.random_range(20..=2_500), Deed::Start(host)));
         }
         Plan::new(seed, deeds)
     }
@@ -191,7 +200,7 @@ impl Plan {
                 }
                 Deed::Fail(node, fault) => {
                     let down = match fault {
-                        HostFault::Crash { .. } => *at,
+                        HostFault::Crash { .. } | HostFault::LostDisk { .. } => *at,
                         HostFault::Disk { crash_after } => at + crash_after,
                         _ => continue,
                     };
@@ -271,6 +280,12 @@ fn fail(cluster: &mut Cluster, host: usize, fault: &HostFault, seed: u64) {
             cluster.cut_off(host);
         }
         HostFault::Crash { silent } if cluster.is_up(host) => cluster.crash(host, seed, *silent),
+        HostFault::LostDisk { silent } => {
+            if cluster.is_up(host) {
+                cluster.crash(host, seed, *silent);
+            }
+            cluster.lose_disk(host);
+        }
         HostFault::Disk { .. } if cluster.is_up(host) => {
             note(cluster, "disk fails".into());
             storage.fail_next_sync("the simulated disk is gone");

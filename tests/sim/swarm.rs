@@ -28,6 +28,8 @@ use crate::workload::{BATCH_MOST, add_client, cold_keys, keys};
 pub const RECOVERY_MS: u64 = 3_000;
 /// How long after the repair all hints must be home: a refused one waits for a second, a few may be refused twice.
 const HINTS_HOME_MS: u64 = 10_000;
+/// How long after the repair a node that lost its disk must have everything back, at the latest.
+const REFILLED_MS: u64 = 20_000;
 
 /// What came of it.
 pub struct Report {
@@ -204,15 +206,19 @@ fn summary(
 }
 
 /// The coordinator of a write: the node that its context names, or the one that was asked, if that is the key's one
-/// home replica. Of several homes one may hand a write on to another.
+/// home replica. Of several homes one may hand a write on to another. One that has lost its disk is none: it knows of its
+/// stamps what the other homes of a key know.
 fn coordinator(cluster: &Cluster, map: &ClusterMap, op: &Op) -> Option<NodeId> {
+    let has_lost = |id: &NodeId| {
+        (0..cluster.hosts.len()).any(|at| cluster.hosts[at].id == *id && cluster.has_lost_disk(at))
+    };
     if op.made_by.is_some() {
-        return op.made_by;
+        return op.made_by.filter(|id| !has_lost(id));
     }
     let keyspace = map.keyspace(&op.space.name)?;
     let partition = map.partitions.of(Position::of(&keyspace.name, op.key.as_bytes()));
     let asked = cluster.hosts[op.node].id;
-    (homes(map, keyspace, partition) == [asked]).then_some(asked)
+    (homes(map, keyspace, partition) == [asked]).then_some(asked).filter(|id| !has_lost(id))
 }
 
 /// Writes through every node until all replicas have taken one; how long that took.
@@ -260,11 +266,19 @@ fn calm(cluster: &mut Cluster, draw: &Draw, patience: Duration) -> Vec<Finding> 
     while cluster.now_ms() < repaired + 2_000 {
         cluster.step();
     }
+    // What was lost with a disk comes back by itself.
+    while !cluster.refilled().is_empty() && cluster.now_ms() < repaired + REFILLED_MS {
+        cluster.step();
+    }
+    let refilled = cluster.refilled();
+    let is_late =
+        |name: &String| Finding::new("G7", format!("{name} is refilled after {REFILLED_MS} ms yet"));
+    let late: Vec<Finding> = refilled.iter().map(is_late).collect();
     // Hints come home by themselves; G9's check finds what is left of them.
     while cluster.hints() > 0 && cluster.now_ms() < repaired + HINTS_HOME_MS {
         cluster.step();
     }
-    let wrong = Arc::new(Mutex::new(healed(cluster, draw)));
+    let wrong = Arc::new(Mutex::new([late, healed(cluster, draw)].concat()));
     let (recorder, names, spaces) =
         (cluster.recorder.clone(), cluster.node_names(), draw.setup.spaces.clone());
     let (found, mut keys, made) = (wrong.clone(), keys(draw.keys), written_elsewhere(cluster, draw));

@@ -101,11 +101,20 @@ impl MapWatch {
         let before = self.0.insert(node, version).filter(|before| *before > version)?;
         Some(Finding::new("F23", format!("node {node} went back from map {before} to {version}")))
     }
+
+    /// Forgets what a node had: its disk is lost.
+    pub fn forget(&mut self, node: NodeId) {
+        self.0.remove(&node);
+    }
 }
 
 /// G7: a hint that is no longer in its log has come home: its target holds it, before any read repairs that.
 #[derive(Default)]
-pub struct HintWatch(BTreeMap<NodeId, BTreeMap<Vec<u8>, Hint>>);
+pub struct HintWatch {
+    logs: BTreeMap<NodeId, BTreeMap<Vec<u8>, Hint>>,
+    /// What came home to these may be gone with their disks.
+    lost: BTreeSet<NodeId>,
+}
 
 impl HintWatch {
     /// Looks at the log of `keeper`; `disk` is the disk of a node, and `is_over` says of a hint that it may be gone: it
@@ -117,7 +126,7 @@ impl HintWatch {
         disk: impl Fn(NodeId) -> Option<&'a dyn Storage>,
         is_over: impl Fn(&Hint) -> bool,
     ) -> Vec<Finding> {
-        let known = self.0.entry(keeper).or_default();
+        let known = self.logs.entry(keeper).or_default();
         let (from, to) = schema::hint_range(None);
         let mut keys = BTreeSet::new();
         let visited = log.scan(Bound::Included(&from), Bound::Excluded(&to), false, &mut |key, _| {
@@ -135,7 +144,8 @@ impl HintWatch {
         for key in gone {
             let (hint, target) = (known.remove(&key), schema::split_hint_key(&key).map(|(target, _)| target));
             let (Some(hint), Some(target)) = (hint, target) else { continue };
-            if !is_over(&hint) && !disk(target).is_some_and(|disk| holds(disk, &hint)) {
+            let is_lost = self.lost.contains(&target);
+            if !is_lost && !is_over(&hint) && !disk(target).is_some_and(|disk| holds(disk, &hint)) {
                 let text = format!("{keeper} forgot a hint that {target} does not hold, number {}", hint.seq);
                 wrong.push(Finding::new("G7", text));
             }
@@ -145,7 +155,12 @@ impl HintWatch {
 
     /// Forgets what was seen of a log: its node has crashed, and what was not synced is gone.
     pub fn forget(&mut self, keeper: NodeId) {
-        self.0.remove(&keeper);
+        self.logs.remove(&keeper);
+    }
+
+    /// The disk of a node is lost.
+    pub fn lost(&mut self, target: NodeId) {
+        self.lost.insert(target);
     }
 }
 
