@@ -62,11 +62,13 @@ pub enum Canary {
     RecordForgotten,
     /// A node that lost its disk answers for what it has not got back (F18).
     LostDiskAnswers,
+    /// What a repair brings to a replica has no time to live any more (F08).
+    ExpiryForgotten,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Canary; 25] = [
+    pub const ALL: [Canary; 26] = [
         Canary::AckBeforeSync,
         Canary::UnsyncedRead,
         Canary::NotFoundWins,
@@ -92,6 +94,7 @@ impl Canary {
         Canary::ExchangeOneWay,
         Canary::RecordForgotten,
         Canary::LostDiskAnswers,
+        Canary::ExpiryForgotten,
     ];
 }
 

@@ -51,6 +51,9 @@ pub fn apply(
     bytes: &[u8],
     fresh: bool,
 ) -> Result<Applied, LoadError> {
+    let forever = (!fresh && canary::sings(Canary::ExpiryForgotten)).then(|| without_expiry(incoming));
+    let (incoming, bytes) =
+        forever.as_ref().map_or((incoming, bytes), |(record, bytes)| (record, &bytes[..]));
     let mut old = match stored::place(storage, key)? {
         Place::Sound(old) => old,
         Place::Damaged(damage) if fresh => return Err(LoadError::Damaged(damage.why)),
@@ -104,6 +107,17 @@ fn apply_to_damaged(key: &[u8], incoming: &Record, mut damage: Damage) -> Result
     let batch = Batch { writes: vec![quarantine::mark(key, damage.since.as_ref())] };
     let outcome = Outcome::Changed(batch);
     Ok(Applied { outcome, change: None, damage: is_new.then_some(damage) })
+}
+
+/// A canary's record, which lives for ever, and its encoded form.
+fn without_expiry(record: &Record) -> (Record, Vec<u8>) {
+    let mut record = record.clone();
+    match &mut record {
+        Record::Lww(version) => version.expires_at = None,
+        Record::Siblings(set) => set.iter_mut().for_each(|sibling| sibling.expires_at = None),
+    }
+    let bytes = codec::encode_record(&record);
+    (record, bytes)
 }
 
 fn batch(key: &[u8], line: Option<stored::Line>, bytes: &[u8]) -> Batch {

@@ -16,7 +16,7 @@ const SEEDS_MAX: u64 = 500;
 /// The rule that each canary breaks, and a seed that shows it; none for one that no seed shows as scenarios are drawn
 /// now: a scenario made by hand does (`a_power_cut_takes_nothing_that_was_read`,
 /// `f04_an_old_write_that_comes_after_the_purge_is_not_taken`).
-const CANARIES: [(Canary, &str, Option<u64>); 25] = [
+const CANARIES: [(Canary, &str, Option<u64>); 26] = [
     (Canary::AckBeforeSync, "G1", Some(36)),
     (Canary::UnsyncedRead, "G3", None),
     (Canary::NotFoundWins, "G2", Some(92)),
@@ -42,6 +42,7 @@ const CANARIES: [(Canary, &str, Option<u64>); 25] = [
     (Canary::ExchangeOneWay, "G7", Some(7)),
     (Canary::RecordForgotten, "G7", Some(7)),
     (Canary::LostDiskAnswers, "G2", Some(63)),
+    (Canary::ExpiryForgotten, "G5", Some(30)),
 ];
 
 /// Plays a seed with a planted bug: the first finding under the rule.
@@ -72,7 +73,7 @@ fn may_show(canary: Canary, draw: &Draw) -> bool {
         Canary::KeyspaceIdReused => draw.more.lives,
         Canary::SessionForgotten => draw.setup.spaces.iter().any(|space| space.r + space.w <= space.n),
         Canary::StaleMap => draw.habit == Habit::Tenants,
-        Canary::PurgedUnasked | Canary::PurgedAtOnce | Canary::PurgedBlindly => {
+        Canary::PurgedUnasked | Canary::PurgedAtOnce | Canary::PurgedBlindly | Canary::ExpiryForgotten => {
             draw.setup.upkeep.purge.is_some()
         }
         Canary::ExchangeOneWay | Canary::RecordForgotten => !draw.setup.upkeep.read_repair,

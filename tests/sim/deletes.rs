@@ -10,7 +10,7 @@ use quoral::types::time::WallMs;
 
 use crate::canaries::has_canaries;
 use crate::check::state::{g5_purged, holding};
-use crate::check::{Finding, check_with};
+use crate::check::{Finding, check_with, g5_expired_stays_expired};
 use crate::client::{Ask, Client};
 use crate::clock::EPOCH_MS;
 use crate::cluster::{Cluster, Setup, Weather};
@@ -222,6 +222,32 @@ fn f08_an_expired_value_is_no_difference_and_is_collected() {
     assert_eq!(records(&cluster), [0; 3]);
     for node in 0..3 {
         assert_eq!(does(&mut cluster, Deed::Get, ask(node, &space, 3)).values(), []);
+    }
+}
+
+/// F08: a replica was away while a value lived, and repair brings it the value when that is over: it stays dead there.
+#[test]
+fn f08_an_expired_value_that_repair_brings_is_not_revived() {
+    for canary in with(Canary::ExpiryForgotten) {
+        let space = space(BRIEF, false);
+        let mut cluster = cluster(3, 200, &space, HASTY, canary);
+        let (homes, _) = places(&cluster, &space, "k");
+        cluster.isolate(homes[2]);
+        run(&mut cluster, 2_500);
+        does(&mut cluster, Deed::Put, ask(homes[0], &space, 2));
+        run(&mut cluster, 2_500);
+        cluster.rejoin(homes[2]);
+        let (mut brought, mut back) = (false, 0);
+        while !brought || !dead(&cluster).is_empty() {
+            assert!(cluster.now_ms() < 40_000, "it is neither brought nor purged: {:?}", records(&cluster));
+            run(&mut cluster, 50);
+            brought |= records(&cluster)[homes[2]] > 0;
+            back += does(&mut cluster, Deed::Get, ask(homes[2], &space, 1)).values().len();
+        }
+        assert_eq!(back > 0, canary.is_some(), "{canary:?}: read {back} times");
+        let read: Vec<Op> = cluster.recorder.ops();
+        let found = g5_expired_stays_expired(&read);
+        assert_eq!(found.is_empty(), canary.is_none(), "{canary:?}: {found:?}");
     }
 }
 
