@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use quoral::antientropy::exchange::*;
 use quoral::antientropy::forest::*;
-use quoral::antientropy::tree::Node;
+use quoral::antientropy::tree::{Node, Salt};
 use quoral::machine::Machine as _;
 use quoral::storage::memory::MemoryStorage;
 use quoral::storage::{Batch, Storage as _, Write, schema};

@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use prost::Message as _;
 use quoral::antientropy::forest::Place;
-use quoral::antientropy::tree::Sum;
+use quoral::antientropy::tree::{Salt, Sum};
 use quoral::gossip::digest::NodeState;
 use quoral::gossip::packet::{self, Packet};
 use quoral::hinted::queue;
@@ -474,9 +474,11 @@ fn operation(operation: proto::Operation) {
                 }
             }
         }
-        Some(Kind::CompareNodes(proto::CompareNodes { nodes, .. }))
-        | Some(Kind::CompareItems(proto::CompareItems { nodes, .. }))
-        | Some(Kind::FetchItems(proto::FetchItems { nodes, .. })) => nodes.iter().for_each(tree_node),
+        Some(Kind::CompareNodes(proto::CompareNodes { nodes, salt, .. }))
+        | Some(Kind::CompareItems(proto::CompareItems { nodes, salt, .. }))
+        | Some(Kind::FetchItems(proto::FetchItems { nodes, salt, .. })) => {
+            nodes.iter().for_each(|node| tree_node(node, Salt::told(salt)));
+        }
         Some(Kind::HoldDead(dead) | Kind::PurgeDead(dead)) => {
             let place = Place { partition: PLACE.0, keyspace: PLACE.1 };
             if let Ok(records) = reaper::records_of_wire(place, &dead) {
@@ -488,17 +490,18 @@ fn operation(operation: proto::Operation) {
     }
 }
 
-fn tree_node(wired: &proto::TreeNode) {
-    if let Some(prints) = tree_wire::prints_of_wire(&wired.prints) {
-        assert_eq!(tree_wire::prints_to_wire(prints), wired.prints);
+fn tree_node(wired: &proto::TreeNode, salt: Salt) {
+    if let Some(prints) = tree_wire::prints_of_wire(&wired.prints, salt) {
+        assert_eq!(tree_wire::prints_to_wire(prints, salt), wired.prints);
     }
     let Some(node) = tree_wire::node_of_wire(wired) else { return };
     assert!(node.slots().0 <= node.slots().1);
     let children = tree_wire::children_of_mask(node, &wired.prints);
     assert!(children.is_none_or(|children| children.len() <= node.fan_out()));
-    if let Some(sums) = tree_wire::sums_of_wire(node, &wired.prints) {
+    if let Some(sums) = tree_wire::sums_of_wire(node, &wired.prints, salt) {
         assert_eq!(sums.len(), node.fan_out());
-        assert_eq!(tree_wire::sums_of_wire(node, &tree_wire::sums_to_wire(&sums)), Some(sums));
+        let again = tree_wire::sums_to_wire(&sums, salt);
+        assert_eq!(tree_wire::sums_of_wire(node, &again, salt), Some(sums));
     }
 }
 
@@ -533,8 +536,10 @@ fn answer(answer: proto::Answer) {
         }
         Some(Kind::Items(compared)) => {
             for list in &compared.lists {
-                if let Some(compared) = tree_wire::list_of_wire(list) {
-                    assert_eq!(tree_wire::list_of_wire(&tree_wire::list_to_wire(&compared)), Some(compared));
+                for salt in [Salt::WIDE, Salt::told(7)] {
+                    let Some(compared) = tree_wire::list_of_wire(list, salt) else { continue };
+                    let again = tree_wire::list_to_wire(&compared, salt);
+                    assert_eq!(tree_wire::list_of_wire(&again, salt), Some(compared));
                 }
             }
         }

@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::forest::{Forest, Listed, Place, SummaryOf, leaf_children, visit};
-use super::tree::{LEAF_BITS, Node, Sum};
+use super::tree::{LEAF_BITS, Node, Salt, Sum};
 use crate::canary::{self, Canary};
 use crate::machine::Machine;
 use crate::storage::{Storage, StorageError};
@@ -30,8 +30,8 @@ use crate::version::hlc::Stamp;
 
 /// Nodes of one question.
 pub const NODES: usize = 64;
-/// Records under a node, as far as can be told, from which on its children are compared: a list has 8 bytes a record,
-/// the children of a node up to 128.
+/// Records under a node, as far as can be told, from which on its children are compared: a list has 4 bytes a record,
+/// the children of a node up to 64.
 const LIST_ITEMS: u64 = 16;
 /// Records of one node that are listed at the most.
 pub const LIST_MAX: usize = 2_048;
@@ -179,14 +179,14 @@ pub fn children_of(
     forest: &dyn Fn(Place, Node) -> Option<Vec<Sum>>,
     storage: &dyn Storage,
     summary_of: SummaryOf,
-    place: Place,
-    node: Node,
+    (place, node): (Place, Node),
+    salt: Salt,
 ) -> Result<Option<Vec<u64>>, StorageError> {
     let sums = match node.is_leaf() {
         true => Some(leaf_children(storage, summary_of, place, node)?),
         false => forest(place, node),
     };
-    Ok(sums.map(|sums| sums.into_iter().map(Sum::short).collect()))
+    Ok(sums.map(|sums| sums.into_iter().map(|sum| sum.short(salt)).collect()))
 }
 
 /// The children whose sums differ.
@@ -198,9 +198,7 @@ pub fn differing(node: Node, mine: &[u64], theirs: &[u64]) -> Vec<Node> {
 /// A record that a list does not have, as it is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extra {
-    /// Its fingerprint.
-    pub item: u64,
-    /// Its key's.
+    /// Its key's fingerprint.
     pub key: u64,
     /// The greatest stamp of its versions.
     pub stamp: Stamp,
@@ -211,8 +209,8 @@ pub struct Extra {
 pub struct ItemsCompared {
     /// Records that are not on the list.
     pub extra: Vec<Extra>,
-    /// Fingerprints on the list of which there is no record here; empty unless `whole`.
-    pub lacking: Vec<u64>,
+    /// Places on the list of which there is no record here, in order; empty unless `whole`.
+    pub lacking: Vec<usize>,
     /// Whether all records here were looked at.
     pub whole: bool,
 }
@@ -223,16 +221,16 @@ pub fn compare_items(
     summary_of: SummaryOf,
     (place, node): (Place, Node),
     theirs: &[u64],
-    most: usize,
+    (most, salt): (usize, Salt),
 ) -> Result<ItemsCompared, StorageError> {
     let listed: BTreeSet<u64> = theirs.iter().copied().collect();
     let mut unseen = listed.clone();
     let mut compared = ItemsCompared { whole: true, ..ItemsCompared::default() };
     visit(storage, summary_of, place, node, &mut |record| {
-        let item = record.item.short();
+        let item = record.item.short(salt);
         unseen.remove(&item);
         if !listed.contains(&item) {
-            compared.extra.push(Extra { item, key: record.key_print(), stamp: record.stamp });
+            compared.extra.push(Extra { key: record.key_print(salt), stamp: record.stamp });
         }
         compared.whole = compared.extra.len() < most;
         compared.whole
@@ -241,7 +239,8 @@ pub fn compare_items(
         compared.extra.pop();
     }
     if compared.whole {
-        compared.lacking = unseen.into_iter().collect();
+        let lacking = theirs.iter().enumerate().filter(|(_, item)| unseen.contains(item));
+        compared.lacking = lacking.map(|(at, _)| at).collect();
     }
     Ok(compared)
 }
@@ -261,34 +260,39 @@ pub struct Resolved {
 
 /// Holds an answer against the own list. Of two versions of a key the newer travels, if stamps decide (`lww`); else
 /// theirs comes, is merged, and goes back only if it is not all there was. Nothing stamped after `settled` travels.
-pub fn resolve(conflicts: Conflicts, mine: &[Listed], answer: &ItemsCompared, settled: Stamp) -> Resolved {
+pub fn resolve(
+    conflicts: Conflicts,
+    (mine, salt): (&[Listed], Salt),
+    answer: &ItemsCompared,
+    settled: Stamp,
+) -> Resolved {
     let extra: BTreeMap<u64, &Extra> = answer.extra.iter().map(|extra| (extra.key, extra)).collect();
-    let lacking: BTreeSet<u64> = answer.lacking.iter().copied().collect();
+    let lacking: BTreeSet<usize> = answer.lacking.iter().copied().collect();
     let mut resolved = Resolved::default();
     let mut left_there = BTreeSet::new();
-    for record in mine {
-        let theirs = extra.get(&record.key_print());
-        let is_lacking = lacking.contains(&record.item.short());
+    for (at, record) in mine.iter().enumerate() {
+        let theirs = extra.get(&record.key_print(salt));
+        let is_lacking = lacking.contains(&at);
         if theirs.is_none() && !is_lacking {
             continue;
         }
         if record.stamp > settled {
             // Nor does an older version of it come.
-            left_there.extend(theirs.map(|theirs| theirs.item));
+            left_there.extend(theirs.map(|theirs| theirs.key));
             resolved.too_new += 1;
             continue;
         }
         match (theirs, conflicts) {
             (None, _) => resolved.send.push(record.storage_key.clone()),
             (Some(theirs), Conflicts::Lww) if theirs.stamp < record.stamp => {
-                left_there.insert(theirs.item);
+                left_there.insert(theirs.key);
                 resolved.send.push(record.storage_key.clone());
             }
             (Some(theirs), Conflicts::Lww) if theirs.stamp > record.stamp => {}
             (Some(_), _) => resolved.send_merged.push(record.storage_key.clone()),
         }
     }
-    for theirs in answer.extra.iter().filter(|extra| !left_there.contains(&extra.item)) {
+    for theirs in answer.extra.iter().filter(|extra| !left_there.contains(&extra.key)) {
         match theirs.stamp > settled {
             true => resolved.too_new += 1,
             false => resolved.fetch.push(theirs.key),

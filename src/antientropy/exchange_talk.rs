@@ -56,9 +56,9 @@ impl Replica {
         true
     }
 
-    pub fn children(&self, node: Node) -> Vec<u64> {
+    pub fn children(&self, node: Node, salt: Salt) -> Vec<u64> {
         let kept = kept_children(&self.forest);
-        children_of(&kept, &self.storage, &summary_of, PLACE, node).expect("read").expect("whole")
+        children_of(&kept, &self.storage, &summary_of, (PLACE, node), salt).expect("read").expect("whole")
     }
 
     pub fn all(&self) -> BTreeMap<Vec<u8>, [u8; 8]> {
@@ -75,9 +75,15 @@ impl Replica {
     }
 }
 
+/// Of all conversations here that are given none.
+pub fn salt() -> Salt {
+    Salt::drawn(0x0bad_5eed << 32)
+}
+
 /// What a conversation cost.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Cost {
+    pub salt: Salt,
     /// Bytes of sums and lists.
     pub bytes: usize,
     pub questions: usize,
@@ -88,13 +94,23 @@ pub struct Cost {
 }
 
 /// Bytes of short sums: a mask and those that are not 0.
-pub fn packed(sums: &[u64]) -> usize {
-    3 + sums.len().div_ceil(8) + 8 * sums.iter().filter(|sum| **sum != 0).count()
+pub fn packed(sums: &[u64], salt: Salt) -> usize {
+    3 + sums.len().div_ceil(8) + salt.width() * sums.iter().filter(|sum| **sum != 0).count()
 }
 
 /// Runs one conversation; `meanwhile` before each answer.
-pub fn talk(a: &mut Replica, b: &mut Replica, mut meanwhile: impl FnMut(&mut Replica, &mut Replica)) -> Cost {
-    let mut cost = Cost::default();
+pub fn talk(a: &mut Replica, b: &mut Replica, meanwhile: impl FnMut(&mut Replica, &mut Replica)) -> Cost {
+    talk_by(salt(), a, b, meanwhile)
+}
+
+/// The same with a salt.
+pub fn talk_by(
+    salt: Salt,
+    a: &mut Replica,
+    b: &mut Replica,
+    mut meanwhile: impl FnMut(&mut Replica, &mut Replica),
+) -> Cost {
+    let mut cost = Cost { salt, bytes: 0, questions: 0, records: 0, vain: 0, longest: 0 };
     let (mine, theirs) = (a.forest.root(PLACE).expect("whole"), b.forest.root(PLACE).expect("whole"));
     cost.bytes += 2 * 26;
     if mine.0 == theirs.0 {
@@ -112,8 +128,8 @@ pub fn talk(a: &mut Replica, b: &mut Replica, mut meanwhile: impl FnMut(&mut Rep
             Effect::Compare(nodes) => {
                 let mut children = Vec::new();
                 for node in nodes {
-                    let (mine, theirs) = (a.children(node), b.children(node));
-                    cost.bytes += packed(&mine) + mine.len().div_ceil(8);
+                    let (mine, theirs) = (a.children(node, salt), b.children(node, salt));
+                    cost.bytes += packed(&mine, salt) + mine.len().div_ceil(8);
                     children.extend(differing(node, &mine, &theirs));
                 }
                 Event::Differ(children)
@@ -136,6 +152,7 @@ pub fn list_nodes(
     cost: &mut Cost,
 ) -> Event {
     let (mut done, mut received, mut sent, mut listed) = (0, 0, 0, 0);
+    let salt = cost.salt;
     for node in nodes {
         let Some(mine) = list(&a.storage, &summary_of, PLACE, *node, LIST_MAX).expect("read") else {
             if done == 0 {
@@ -148,15 +165,16 @@ pub fn list_nodes(
             break;
         }
         cost.longest = cost.longest.max(mine.len());
-        cost.bytes += 3 + 8 * mine.len();
-        let shorts: Vec<u64> = mine.iter().map(|record| record.item.short()).collect();
+        cost.bytes += 3 + salt.width() * mine.len();
+        let shorts: Vec<u64> = mine.iter().map(|record| record.item.short(salt)).collect();
         let at = (PLACE, *node);
-        let compared = compare_items(&b.storage, &summary_of, at, &shorts, 1_000).expect("read");
-        cost.bytes += 8 * compared.lacking.len() + 24 * compared.extra.len();
-        let resolved = resolve(Conflicts::Lww, &mine, &compared, settled);
-        cost.bytes += 8 * resolved.fetch.len();
+        let compared = compare_items(&b.storage, &summary_of, at, &shorts, (1_000, salt)).expect("read");
+        let lacking = compared.lacking.last().map_or(0, |last| last / 8 + 1);
+        cost.bytes += lacking + (salt.width() + 8) * compared.extra.len();
+        let resolved = resolve(Conflicts::Lww, (&mine, salt), &compared, settled);
+        cost.bytes += salt.width() * resolved.fetch.len();
         visit(&b.storage, &summary_of, PLACE, *node, &mut |record| {
-            if resolved.fetch.contains(&record.key_print()) {
+            if resolved.fetch.contains(&record.key_print(salt)) {
                 let version = b.get(&record.storage_key).expect("listed");
                 received += 1;
                 cost.vain += u64::from(!a.merge(&record.storage_key, version));

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::tree::{Item, Node, Region, Sum, Tree, buckets};
+use super::tree::{Item, Node, Region, Salt, Sum, Tree, buckets};
 use crate::storage::{Batch, Storage, StorageError, Write, schema};
 use crate::types::ids::{KeyspaceId, PartitionId};
 use crate::types::time::Mono;
@@ -106,16 +106,16 @@ pub struct Listed {
 
 impl Listed {
     /// Fingerprint of its key alone, as it travels.
-    pub fn key_print(&self) -> u64 {
-        key_print(&self.storage_key)
+    pub fn key_print(&self, salt: Salt) -> u64 {
+        key_print(&self.storage_key, salt)
     }
 }
 
 /// Fingerprint of a key, as it travels.
-pub fn key_print(storage_key: &[u8]) -> u64 {
+pub fn key_print(storage_key: &[u8], salt: Salt) -> u64 {
     let mut first = [0; 8];
     first.copy_from_slice(&blake3::hash(storage_key).as_bytes()[..8]);
-    u64::from_be_bytes(first)
+    salt.mix(u64::from_be_bytes(first))
 }
 
 /// All trees of a node.

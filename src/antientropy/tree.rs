@@ -30,6 +30,56 @@ const REGION_LEAVES: usize = 1 << (LEAF_BITS - REGION_BITS);
 /// Bits of a node below a leaf: the leaf's, and 8 of the fingerprint.
 pub const BUCKET_BITS: u8 = LEAF_BITS + 8;
 
+/// How sums and fingerprints travel below the root: 4 bytes each, mixed with a number that is drawn for each pass. Two that
+/// differ travel alike once in 2^31, and then one exchange does not see it; the next has another number, and does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Salt(u32);
+
+impl Salt {
+    /// 8 bytes each, as they are: for who must not miss one.
+    pub const WIDE: Salt = Salt(0);
+
+    /// For an exchange, from a random number.
+    pub fn drawn(random: u64) -> Salt {
+        // The shift leaves 32 bits.
+        Salt(((random >> 32) as u32).max(1))
+    }
+
+    /// As it is told on the wire.
+    pub fn number(self) -> u32 {
+        self.0
+    }
+
+    /// As it was told.
+    pub fn told(number: u32) -> Salt {
+        Salt(number)
+    }
+
+    /// Bytes of each.
+    pub fn width(self) -> usize {
+        if self == Salt::WIDE { 8 } else { 4 }
+    }
+
+    /// The short form of a sum or a fingerprint; 0 of 0.
+    fn short(self, of: u128) -> u64 {
+        // The shift leaves 64 bits.
+        self.mix((of >> 64) as u64)
+    }
+
+    /// The short form of 8 bytes that are a hash; 0 of 0.
+    pub fn mix(self, print: u64) -> u64 {
+        if self == Salt::WIDE {
+            return print;
+        }
+        // Multiply-shift hashing (Dietzfelbinger et al. 1997): with a random odd factor two numbers fall together once in
+        // 2^31. Splitmix (Steele et al. 2014) spreads the salt over 64 bits.
+        let spread = u64::from(self.0).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let spread = (spread ^ spread >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let spread = (spread ^ spread >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        print.wrapping_mul((spread ^ spread >> 31) | 1) >> 32
+    }
+}
+
 /// Fingerprint of one version set of one key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Item(pub u128);
@@ -45,10 +95,9 @@ impl Item {
         Item(u128::from_be_bytes(first))
     }
 
-    /// As it travels: its first 8 bytes.
-    pub fn short(self) -> u64 {
-        // The shift leaves 64 bits.
-        (self.0 >> 64) as u64
+    /// As it travels.
+    pub fn short(self, salt: Salt) -> u64 {
+        salt.short(self.0)
     }
 
     /// Which of the 256 buckets below its leaf it is in.
@@ -81,10 +130,9 @@ impl Sum {
         Sum(self.0.wrapping_add(other.0))
     }
 
-    /// As it travels for a node below the root: 8 bytes.
-    pub fn short(self) -> u64 {
-        // The shift leaves 64 bits.
-        (self.0 >> 64) as u64
+    /// As it travels for a node below the root.
+    pub fn short(self, salt: Salt) -> u64 {
+        salt.short(self.0)
     }
 }
 

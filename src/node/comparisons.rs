@@ -13,7 +13,7 @@ use super::drive::Driver;
 use super::env::CommitMode;
 use crate::antientropy::exchange::{LIST_ALL, NODES, children_of, compare_items, differing, kept_children};
 use crate::antientropy::forest::{Place, visit};
-use crate::antientropy::tree::Node;
+use crate::antientropy::tree::{Node, Salt};
 use crate::replica::fetch;
 use crate::ring::layout::ClusterMap;
 use crate::ring::preflist::homes;
@@ -49,13 +49,13 @@ pub fn answer(
     match question {
         operation::Kind::CompareRoots(roots) => Ok(answer::Kind::Roots(compare_roots(driver, map, roots))),
         operation::Kind::CompareNodes(question) => {
-            compare_nodes(committer, place(question.partition)?, &question.nodes)
+            compare_nodes(committer, place(question.partition)?, &question.nodes, Salt::told(question.salt))
         }
         operation::Kind::CompareItems(question) => {
-            compare_lists(committer, place(question.partition)?, &question.nodes)
+            compare_lists(committer, place(question.partition)?, &question.nodes, Salt::told(question.salt))
         }
         operation::Kind::FetchItems(question) => {
-            fetch_items(committer, place(question.partition)?, &question.nodes)
+            fetch_items(committer, place(question.partition)?, &question.nodes, Salt::told(question.salt))
         }
         _ => Err((Reason::BadRequest, "kind: is no question about trees".into())),
     }
@@ -123,13 +123,15 @@ fn compare_nodes(
     committer: &Committer,
     place: Place,
     nodes: &[proto::TreeNode],
+    salt: Salt,
 ) -> Result<answer::Kind, Refused> {
     let mut differ = Vec::with_capacity(nodes.len());
     for (node, sums) in nodes_of(nodes)? {
-        let theirs = wire::sums_of_wire(node, sums).ok_or_else(bad_prints)?;
+        let theirs = wire::sums_of_wire(node, sums, salt).ok_or_else(bad_prints)?;
         let kept = |place, node| committer.with_forest(|forest| kept_children(forest)(place, node));
         let told = |key: &[u8], value: &[u8]| committer.summary_of(key, value);
-        let mine = children_of(&kept, committer.storage(), &told, place, node).map_err(storage_error)?;
+        let mine =
+            children_of(&kept, committer.storage(), &told, (place, node), salt).map_err(storage_error)?;
         let Some(mine) = mine else {
             return Err((Reason::NotServing, "a part of the tree is in rebuild".into()));
         };
@@ -144,16 +146,17 @@ fn compare_lists(
     committer: &Committer,
     place: Place,
     nodes: &[proto::TreeNode],
+    salt: Salt,
 ) -> Result<answer::Kind, Refused> {
     let mut lists = Vec::with_capacity(nodes.len());
     let mut left = LIST_ALL;
     let told = |key: &[u8], value: &[u8]| committer.summary_of(key, value);
     for (node, items) in nodes_of(nodes)? {
-        let theirs = wire::prints_of_wire(items).ok_or_else(bad_prints)?;
-        let compared = compare_items(committer.storage(), &told, (place, node), &theirs, left);
+        let theirs = wire::prints_of_wire(items, salt).ok_or_else(bad_prints)?;
+        let compared = compare_items(committer.storage(), &told, (place, node), &theirs, (left, salt));
         let compared = compared.map_err(storage_error)?;
         left = left.saturating_sub(compared.extra.len());
-        lists.push(wire::list_to_wire(&compared));
+        lists.push(wire::list_to_wire(&compared, salt));
         if left == 0 || !compared.whole {
             break;
         }
@@ -165,17 +168,18 @@ fn fetch_items(
     committer: &Committer,
     place: Place,
     nodes: &[proto::TreeNode],
+    salt: Salt,
 ) -> Result<answer::Kind, Refused> {
     let storage = committer.storage();
     let prefix = schema::range_prefix(place.partition, place.keyspace).len();
     let (mut entries, mut bytes) = (Vec::new(), 0);
     let told = |key: &[u8], value: &[u8]| committer.summary_of(key, value);
     for (node, items) in nodes_of(nodes)? {
-        let mut wanted = wire::prints_of_wire(items).ok_or_else(bad_prints)?;
+        let mut wanted = wire::prints_of_wire(items, salt).ok_or_else(bad_prints)?;
         wanted.sort_unstable();
         let mut keys = Vec::new();
         visit(storage, &told, place, node, &mut |record| {
-            if wanted.binary_search(&record.key_print()).is_ok() {
+            if wanted.binary_search(&record.key_print(salt)).is_ok() {
                 keys.push(record.storage_key);
             }
             keys.len() < wanted.len()

@@ -17,7 +17,7 @@ use crate::antientropy::exchange::{
     Effect, Event, Exchange, LIST_ALL, LIST_MAX, Resolved, SETTLE, children_of, kept_children, resolve,
 };
 use crate::antientropy::forest::{Listed, Place, key_print, list};
-use crate::antientropy::tree::Node;
+use crate::antientropy::tree::{Node, Salt};
 use crate::canary::{self, Canary};
 use crate::machine::Machine as _;
 use crate::replica::apply::Outcome;
@@ -79,6 +79,8 @@ pub struct Talk<'a> {
     pub progress: &'a watch::Sender<Progress>,
     /// Whether it refills a lost disk: nothing that the peer has is too new to be taken, or may stay behind.
     pub refills: bool,
+    /// How what is compared travels.
+    pub salt: Salt,
 }
 
 impl Talk<'_> {
@@ -88,7 +90,7 @@ impl Talk<'_> {
         let operation = proto::Operation { keyspace_id: keyspace, kind: Some(kind), ..Default::default() };
         let sent = operation.encoded_len();
         let answer = self.send(operation).await?;
-        let got = proto::Answer { id: 0, kind: Some(answer.clone()) }.encoded_len();
+        let got = answer.encoded_len();
         driver.metrics.repair.bytes.inc_by(u64::try_from(sent + got).unwrap_or(0));
         self.rest(sent + got).await;
         match answer {
@@ -145,18 +147,19 @@ impl Talk<'_> {
     }
 
     async fn compare(&self, place: Place, nodes: Vec<Node>) -> Result<Vec<Node>, Broken> {
-        let (committer, asked) = (self.coordinator.driver.committer.clone(), nodes.clone());
+        let (committer, asked, salt) = (self.coordinator.driver.committer.clone(), nodes.clone(), self.salt);
         let sums = apart(self.mode, move || {
             let kept = |place, node| committer.with_forest(|forest| kept_children(forest)(place, node));
             let told = |key: &[u8], value: &[u8]| committer.summary_of(key, value);
-            let of = |node| children_of(&kept, committer.storage(), &told, place, node);
+            let of = |node| children_of(&kept, committer.storage(), &told, (place, node), salt);
             asked.into_iter().map(of).collect::<Result<Option<Vec<_>>, _>>()
         });
         let sums = sums.await.ok_or(Broken::NotReady)?;
         let sums = sums.map_err(|error| Broken::Storage(error.to_string()))?.ok_or(Broken::NotReady)?;
-        let wired =
-            nodes.iter().zip(&sums).map(|(node, sums)| wire::node_to_wire(*node, wire::sums_to_wire(sums)));
-        let question = proto::CompareNodes { partition: place.partition.0.into(), nodes: wired.collect() };
+        let wired = nodes.iter().zip(&sums);
+        let wired = wired.map(|(node, sums)| wire::node_to_wire(*node, wire::sums_to_wire(sums, salt)));
+        let (partition, salt) = (place.partition.0.into(), salt.number());
+        let question = proto::CompareNodes { partition, nodes: wired.collect(), salt };
         let answer = self.ask(place.keyspace.0, operation::Kind::CompareNodes(question)).await?;
         let answer::Kind::Nodes(answer) = answer else { return Err(Broken::Nonsense("nodes")) };
         if answer.differ.len() != nodes.len() {
@@ -179,10 +182,13 @@ impl Talk<'_> {
         if lists.is_empty() {
             return Ok(Event::TooMany);
         }
+        let salt = self.salt;
         let wired = lists.iter().map(|(node, list)| {
-            wire::node_to_wire(*node, wire::prints_to_wire(list.iter().map(|record| record.item.short())))
+            let items = list.iter().map(|record| record.item.short(salt));
+            wire::node_to_wire(*node, wire::prints_to_wire(items, salt))
         });
-        let question = proto::CompareItems { partition: place.partition.0.into(), nodes: wired.collect() };
+        let (partition, nodes) = (place.partition.0.into(), wired.collect());
+        let question = proto::CompareItems { partition, nodes, salt: salt.number() };
         let answer = self.ask(place.keyspace.0, operation::Kind::CompareItems(question)).await?;
         let answer::Kind::Items(answer) = answer else { return Err(Broken::Nonsense("items")) };
         let now = self.coordinator.driver.clock.wall().0;
@@ -193,8 +199,8 @@ impl Talk<'_> {
         };
         let (mut covered, mut received, mut sent) = (0, 0, 0);
         for ((node, own), told) in lists.iter().zip(&answer.lists) {
-            let compared = wire::list_of_wire(told).ok_or(Broken::Nonsense("items"))?;
-            let resolved = resolve(conflicts, own, &compared, settled);
+            let compared = wire::list_of_wire(told, salt).ok_or(Broken::Nonsense("items"))?;
+            let resolved = resolve(conflicts, (own, salt), &compared, settled);
             *too_new += u64::try_from(resolved.too_new).unwrap_or(0);
             let (got, given) = self.carry_out(place, *node, &resolved, too_new).await?;
             received += got;
@@ -243,14 +249,18 @@ impl Talk<'_> {
             let until = self.coordinator.driver.clock.mono() + self.coordinator.driver.message_age;
             let question = proto::FetchItems {
                 partition: place.partition.0.into(),
-                nodes: vec![wire::node_to_wire(node, wire::prints_to_wire(wanted.iter().copied()))],
+                nodes: vec![wire::node_to_wire(
+                    node,
+                    wire::prints_to_wire(wanted.iter().copied(), self.salt),
+                )],
+                salt: self.salt.number(),
             };
             let answer = self.ask(place.keyspace.0, operation::Kind::FetchItems(question)).await?;
             let answer::Kind::Records(page) = answer else { return Err(Broken::Nonsense("records")) };
             for entry in page.entries {
                 let (key, digest, is_new) = self.take(place, entry, until).await?;
                 self.count(is_new);
-                let print = key_print(&key);
+                let print = key_print(&key, self.salt);
                 wanted.retain(|wanted| *wanted != print);
                 got.insert(key, digest);
             }
@@ -355,13 +365,15 @@ impl Talk<'_> {
                 until_us: until.0,
             });
         }
-        let bytes: usize = operations.iter().map(prost::Message::encoded_len).sum();
+        let mut bytes: usize = operations.iter().map(prost::Message::encoded_len).sum();
         let mut answers = Vec::with_capacity(operations.len());
         for operation in operations {
             answers.push(self.begin(operation).await?);
         }
         for answer in answers {
-            match answered(answer).await? {
+            let answer = answered(answer).await?;
+            bytes += answer.encoded_len();
+            match answer {
                 answer::Kind::Stored(is_new) => {
                     self.count(is_new);
                     driver.metrics.repair.sent.inc()

@@ -16,18 +16,37 @@ pub const ALONE: WallMs = WallMs(0);
 /// Not proved since a node was started, or that node can't be asked.
 pub const UNPROVED: WallMs = WallMs(1);
 
+/// What is known of a tree and a peer.
+#[derive(Debug, Clone, Copy, Default)]
+struct Known {
+    /// The last proof.
+    proved: Option<WallMs>,
+    /// Since then: an exchange that was whole, and may have missed something by chance.
+    exchanged: Option<WallMs>,
+}
+
 /// The last proof of each tree with each peer.
 #[derive(Debug, Default)]
 pub struct Proofs {
-    known: Mutex<BTreeMap<(NodeId, Place), WallMs>>,
+    known: Mutex<BTreeMap<(NodeId, Place), Known>>,
 }
 
 impl Proofs {
     /// A peer agrees on a tree, as it was at this time.
     pub fn prove(&self, peer: NodeId, place: Place, at: WallMs) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = known.entry((peer, place)).or_insert(at);
-        *last = at.max(*last);
+        let known = known.entry((peer, place)).or_default();
+        known.proved = known.proved.max(Some(at));
+        known.exchanged = None;
+    }
+
+    /// An exchange has made a tree equal to a peer's as of this time, unless it missed something by chance. What the one
+    /// before had missed it has found: so that one is proved.
+    pub fn exchanged(&self, peer: NodeId, place: Place, at: WallMs) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = known.entry((peer, place)).or_default();
+        known.proved = known.proved.max(known.exchanged);
+        known.exchanged = Some(at);
     }
 
     /// The oldest proof of each partition, of those that this node is to seek: with peers of higher ids. What the map
@@ -41,7 +60,7 @@ impl Proofs {
                 let last = known.get(&(peer, place)).copied();
                 wanted.extend(last.map(|at| ((peer, place), at)));
                 if let Some(all) = oldest.get_mut(usize::from(place.partition.0)) {
-                    add(all, last.unwrap_or(UNPROVED));
+                    add(all, last.and_then(|last| last.proved).unwrap_or(UNPROVED));
                 }
             }
         }
@@ -95,8 +114,13 @@ mod tests {
         proofs.prove(NodeId(3), place, WallMs(90));
         proofs.prove(NodeId(3), place, WallMs(40));
         assert_eq!(of(1), WallMs(80));
+        // By exchanges: each proves the one before.
+        for (at, proved) in [(100, 80), (120, 100), (110, 120)] {
+            [2, 3].into_iter().for_each(|peer| proofs.exchanged(NodeId(peer), place, WallMs(at)));
+            assert_eq!(of(1), WallMs(proved));
+        }
         let of_keyspace_gone = Place { keyspace: KeyspaceId(77), ..place };
         proofs.prove(NodeId(3), of_keyspace_gone, WallMs(10));
-        assert_eq!((of(1), proofs.known.lock().expect("alone").len()), (WallMs(80), 2));
+        assert_eq!((of(1), proofs.known.lock().expect("alone").len()), (WallMs(120), 2));
     }
 }

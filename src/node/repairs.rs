@@ -18,7 +18,7 @@ use super::exchanges::{Broken, Talk};
 use super::proofs::{ALONE, Proofs};
 use super::repair_runs::{Progress, Run};
 use crate::antientropy::forest::Place;
-use crate::antientropy::tree::Sum;
+use crate::antientropy::tree::{Salt, Sum};
 use crate::ring::layout::ClusterMap;
 use crate::ring::preflist::homes;
 use crate::rpc::proto::{self, answer, operation, root_verdict::Verdict};
@@ -141,7 +141,8 @@ impl Repairs {
         let _one = self.pass.lock().await;
         let repair = &self.coordinator.driver.metrics.repair;
         let (mode, rate) = (self.env.commit, self.config.rate_bytes);
-        let talk = Talk { coordinator: &self.coordinator, mode, peer, rate, progress, refills };
+        let salt = if refills { Salt::WIDE } else { Salt::drawn(self.env.random()) };
+        let talk = Talk { coordinator: &self.coordinator, mode, peer, rate, progress, refills, salt };
         let mut undone = Vec::new();
         let mut chunks = all.chunks(EXCHANGE_ROOTS);
         for some in chunks.by_ref() {
@@ -169,9 +170,8 @@ impl Repairs {
     async fn compare(&self, talk: &Talk<'_>, left: &mut BTreeMap<Place, Shared>) -> Result<(), Broken> {
         let driver = &self.coordinator.driver;
         let began = driver.clock.wall();
-        let roots: Vec<_> = driver.committer.with_forest(|forest| {
-            left.values().filter_map(|at| forest.root(at.place).map(|root| (*at, root))).collect()
-        });
+        let roots = self.roots(left.values());
+        let mut exchanged = Vec::new();
         let verdicts = ask_roots(talk, &roots).await?;
         let mut unready = left.len() - roots.len();
         for (at, (shared, (_, items))) in roots.iter().enumerate() {
@@ -186,9 +186,7 @@ impl Repairs {
                 Some((Verdict::Differs, theirs)) => {
                     match talk.exchange(shared.place, shared.conflicts, theirs.max(*items)).await {
                         Ok(too_new) => {
-                            // But for what was written since a moment before.
-                            let settled = WallMs(began.0.saturating_sub(SETTLE_MS));
-                            self.proofs.prove(talk.peer, shared.place, settled);
+                            exchanged.push(*shared);
                             talk.progress.send_modify(|p| p.too_new += too_new);
                             too_new == 0
                         }
@@ -218,6 +216,38 @@ impl Repairs {
         if unready > 0 {
             let problem = format!("{unready} trees can't be compared now");
             talk.progress.send_modify(|p| drop(p.problems.insert(talk.peer, problem)));
+        }
+        self.prove(talk, began, &exchanged).await
+    }
+
+    /// Of some trees the roots that are known now.
+    fn roots<'a>(&self, of: impl Iterator<Item = &'a Shared>) -> Vec<(Shared, (Sum, u64))> {
+        let committer = &self.coordinator.driver.committer;
+        committer
+            .with_forest(|forest| of.filter_map(|at| Some((*at, forest.root(at.place)?))).collect::<Vec<_>>())
+    }
+
+    /// Trees have been exchanged whole. That may have missed something, by the short forms that travelled: so they are
+    /// proved by their roots, or, while writes go on and roots are never equal, by the next exchange that is whole.
+    async fn prove(&self, talk: &Talk<'_>, began: WallMs, exchanged: &[Shared]) -> Result<(), Broken> {
+        // But for what was written since a moment before.
+        let settled = WallMs(began.0.saturating_sub(SETTLE_MS));
+        if talk.salt == Salt::WIDE {
+            exchanged.iter().for_each(|shared| self.proofs.prove(talk.peer, shared.place, settled));
+            return Ok(());
+        }
+        if exchanged.is_empty() {
+            return Ok(());
+        }
+        let now = self.coordinator.driver.clock.wall();
+        let roots = self.roots(exchanged.iter());
+        let verdicts = ask_roots(talk, &roots).await?;
+        for (at, (shared, _)) in roots.iter().enumerate() {
+            match verdicts.get(&at).map(proto::RootVerdict::verdict) {
+                None => self.proofs.prove(talk.peer, shared.place, now),
+                Some(Verdict::Differs) => self.proofs.exchanged(talk.peer, shared.place, settled),
+                Some(_) => {}
+            }
         }
         Ok(())
     }

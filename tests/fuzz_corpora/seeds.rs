@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use foca::{Codec as _, Header, Member as Told, Message as Word, PostcardCodec};
 use prost::Message as _;
-use quoral::antientropy::tree::{Node, Sum};
+use quoral::antientropy::tree::{Node, Salt, Sum};
 use quoral::gossip::digest::{NodeReport, NodeState};
 use quoral::gossip::identity::Identity;
 use quoral::gossip::packet::{Hello, Packet, seal};
@@ -265,8 +265,10 @@ fn operations() -> proto::Operations {
         }],
     };
     let tree_node = |prints: &Bytes| tree_wire::node_to_wire(Node::ROOT, prints.clone());
-    let sums = tree_wire::sums_to_wire(&(0..16).map(|child| child % 3).collect::<Vec<_>>());
-    let prints = tree_wire::prints_to_wire([5, 6]);
+    let salt = Salt::told(7);
+    let sums = tree_wire::sums_to_wire(&(0..16).map(|child| child % 3).collect::<Vec<_>>(), salt);
+    let prints = tree_wire::prints_to_wire([5, 6], salt);
+    let salt = salt.number();
     let forward = |request| proto::Forward { timeout_ms: 100, request: Some(request) };
     let kinds = vec![
         Kind::Store(proto::Store {
@@ -305,9 +307,9 @@ fn operations() -> proto::Operations {
                 items: 1,
             }],
         }),
-        Kind::CompareNodes(proto::CompareNodes { partition: 3, nodes: vec![tree_node(&sums)] }),
-        Kind::CompareItems(proto::CompareItems { partition: 3, nodes: vec![tree_node(&prints)] }),
-        Kind::FetchItems(proto::FetchItems { partition: 3, nodes: vec![tree_node(&prints)] }),
+        Kind::CompareNodes(proto::CompareNodes { partition: 3, nodes: vec![tree_node(&sums)], salt }),
+        Kind::CompareItems(proto::CompareItems { partition: 3, nodes: vec![tree_node(&prints)], salt }),
+        Kind::FetchItems(proto::FetchItems { partition: 3, nodes: vec![tree_node(&prints)], salt }),
         Kind::HoldDead(dead()),
         Kind::PurgeDead(dead()),
         Kind::RunRepair(proto::RunRepair { run: 7, keyspace_id: Some(1), partition: Some(3) }),
