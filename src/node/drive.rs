@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
 
 use super::committer::{Committer, Incoming, Job};
@@ -430,11 +431,14 @@ impl Driver {
     ) where
         A: Send + 'static,
     {
-        let left = Arc::new(AtomicUsize::new(stores.len()));
+        let (left, metrics) = (Arc::new(AtomicUsize::new(stores.len())), self.metrics.clone());
         let finished = move |ok: bool, left: &AtomicUsize, events: &mpsc::UnboundedSender<read::Event<A>>| {
             if !ok {
                 let _ = events.send(read::Event::RepairFailed(node, number));
-            } else if left.fetch_sub(1, Ordering::AcqRel) == 1 {
+                return;
+            }
+            metrics.read_repair_records.inc();
+            if left.fetch_sub(1, Ordering::AcqRel) == 1 {
                 let _ = events.send(read::Event::Repaired(node, number));
             }
         };
@@ -445,7 +449,7 @@ impl Driver {
         let link = self.links.up(node);
         for (place, record) in stores {
             let bytes = Bytes::from(codec::encode_record(&record));
-            let (left, events) = (left.clone(), events.clone());
+            let (left, events, finished) = (left.clone(), events.clone(), finished.clone());
             if node == self.me {
                 let done =
                     Box::new(move |result: Result<Outcome, Cause>| finished(result.is_ok(), &left, &events));
@@ -457,13 +461,18 @@ impl Driver {
             let store = proto::Store { record: bytes, fresh: false, ..Default::default() };
             let mut operation = place.operation(operation::Kind::Store(store));
             operation.until_us = until.0;
-            let (failed, none_left) = (events.clone(), left.clone());
-            let waiter = Box::new(move |result| {
+            let (failed, none_left, not_sent) = (events.clone(), left.clone(), finished.clone());
+            let metrics = self.metrics.clone();
+            metrics.read_repair_bytes.inc_by(u64::try_from(operation.encoded_len()).unwrap_or(0));
+            let waiter = Box::new(move |result: Result<answer::Kind, Lost>| {
+                if let Ok(kind) = &result {
+                    metrics.read_repair_bytes.inc_by(u64::try_from(kind.encoded_len()).unwrap_or(0));
+                }
                 finished(matches!(result, Ok(answer::Kind::Stored(_))), &left, &events);
             });
             let sent = link.as_ref().is_some_and(|link| link.send(operation, waiter).is_ok());
             if !sent {
-                return finished(false, &none_left, &failed);
+                return not_sent(false, &none_left, &failed);
             }
         }
     }

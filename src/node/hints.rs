@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use prost::Message as _;
 use tokio::sync::{mpsc, watch};
 
 use super::committer::{Committer, Job};
@@ -449,7 +450,11 @@ impl Runner {
             return;
         };
         let (events, metrics) = (self.events.clone(), self.hints.metrics.clone());
-        let waiter = Box::new(move |result| {
+        metrics.hints_sent_bytes.inc_by(u64::try_from(operation.encoded_len()).unwrap_or(0));
+        let waiter = Box::new(move |result: Result<answer::Kind, _>| {
+            if let Ok(kind) = &result {
+                metrics.hints_sent_bytes.inc_by(u64::try_from(kind.encoded_len()).unwrap_or(0));
+            }
             let answer = match result {
                 Ok(answer::Kind::Stored(_)) => {
                     metrics.hints_delivered.inc();

@@ -85,6 +85,10 @@ pub struct Metrics {
     pub forwarded: Counter,
     /// Reads whose answers differed.
     pub read_repairs: Counter,
+    /// Records that reads stored on replicas which lacked them.
+    pub read_repair_records: Counter,
+    /// Bytes of the messages to peers that did so, and of their answers.
+    pub read_repair_bytes: Counter,
     /// Reads that asked one replica more since another was silent.
     pub hedges: Counter,
     /// Such that the budget did not allow.
@@ -113,6 +117,8 @@ pub struct Metrics {
     pub hints_refused: Family<NotKeptLabels, Counter>,
     /// Hints that their targets have taken.
     pub hints_delivered: Counter,
+    /// Bytes of the messages that brought hints, and of their answers.
+    pub hints_sent_bytes: Counter,
     /// Hints that were too old to be sent or taken.
     pub hints_expired: Counter,
     /// Hints found damaged.
@@ -186,6 +192,16 @@ impl Default for Metrics {
                 Counter::default()
             ),
             read_repairs: register!("read_repairs", "Reads whose answers differed", Counter::default()),
+            read_repair_records: register!(
+                "read_repair_records",
+                "Records that reads stored on stale replicas",
+                Counter::default()
+            ),
+            read_repair_bytes: register!(
+                "read_repair_bytes",
+                "Bytes of those stores, and of their answers",
+                Counter::default()
+            ),
             hedges: register!("hedges", "Replicas asked since another was silent", Counter::default()),
             hedges_refused: register!("hedges_refused", "Hedges over the budget", Counter::default()),
             damaged_records: register!("damaged_records", "Records found damaged", Counter::default()),
@@ -212,6 +228,11 @@ impl Default for Metrics {
             hints_stored: register!("hints_stored", "Hints written", Counter::default()),
             hints_refused: register!("hints_refused", "Hints that were not kept", Family::default()),
             hints_delivered: register!("hints_delivered", "Hints brought home", Counter::default()),
+            hints_sent_bytes: register!(
+                "hints_sent_bytes",
+                "Bytes of the messages that brought hints, and of their answers",
+                Counter::default()
+            ),
             hints_expired: register!("hints_expired", "Hints that were too old", Counter::default()),
             hints_damaged: register!("hints_damaged", "Hints found damaged", Counter::default()),
             hints_dropped: register!("hints_dropped", "Hints of dropped keyspaces", Counter::default()),

@@ -28,6 +28,7 @@ mod overload;
 mod ownership;
 mod refill;
 mod repair;
+mod repair_bytes;
 mod repair_now;
 mod retries;
 mod scrub;
