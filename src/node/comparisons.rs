@@ -37,25 +37,38 @@ pub async fn apart<T: Send + 'static>(
     }
 }
 
-/// Answers a question about trees.
+/// Answers a peer's question about trees.
 pub fn answer(
     driver: &Driver,
     map: &Arc<ClusterMap>,
-    keyspace: u32,
+    (from, keyspace): (NodeId, u32),
     question: &operation::Kind,
 ) -> Result<answer::Kind, Refused> {
     let committer = &driver.committer;
     let place = |partition: u32| place_of(map, driver.me, KeyspaceId(keyspace), partition);
+    // One who must have all at once is not put off.
+    let enter = |place: Place, salt: Salt| match salt == Salt::WIDE
+        || driver.engaged.enter(driver.clock.mono(), from, place)
+    {
+        true => Ok((place, salt)),
+        false => Err((Reason::Taken, "the tree is being exchanged with another node".into())),
+    };
     match question {
-        operation::Kind::CompareRoots(roots) => Ok(answer::Kind::Roots(compare_roots(driver, map, roots))),
+        operation::Kind::CompareRoots(roots) => {
+            driver.engaged.leave(from);
+            Ok(answer::Kind::Roots(compare_roots(driver, map, roots)))
+        }
         operation::Kind::CompareNodes(question) => {
-            compare_nodes(committer, place(question.partition)?, &question.nodes, Salt::told(question.salt))
+            let at = enter(place(question.partition)?, Salt::told(question.salt))?;
+            compare_nodes(committer, at, &question.nodes)
         }
         operation::Kind::CompareItems(question) => {
-            compare_lists(committer, place(question.partition)?, &question.nodes, Salt::told(question.salt))
+            let at = enter(place(question.partition)?, Salt::told(question.salt))?;
+            compare_lists(committer, at, &question.nodes)
         }
         operation::Kind::FetchItems(question) => {
-            fetch_items(committer, place(question.partition)?, &question.nodes, Salt::told(question.salt))
+            let at = enter(place(question.partition)?, Salt::told(question.salt))?;
+            fetch_items(committer, at, &question.nodes)
         }
         _ => Err((Reason::BadRequest, "kind: is no question about trees".into())),
     }
@@ -121,9 +134,8 @@ fn bad_prints() -> Refused {
 
 fn compare_nodes(
     committer: &Committer,
-    place: Place,
+    (place, salt): (Place, Salt),
     nodes: &[proto::TreeNode],
-    salt: Salt,
 ) -> Result<answer::Kind, Refused> {
     let mut differ = Vec::with_capacity(nodes.len());
     for (node, sums) in nodes_of(nodes)? {
@@ -144,9 +156,8 @@ fn compare_nodes(
 
 fn compare_lists(
     committer: &Committer,
-    place: Place,
+    (place, salt): (Place, Salt),
     nodes: &[proto::TreeNode],
-    salt: Salt,
 ) -> Result<answer::Kind, Refused> {
     let mut lists = Vec::with_capacity(nodes.len());
     let mut left = LIST_ALL;
@@ -166,9 +177,8 @@ fn compare_lists(
 
 fn fetch_items(
     committer: &Committer,
-    place: Place,
+    (place, salt): (Place, Salt),
     nodes: &[proto::TreeNode],
-    salt: Salt,
 ) -> Result<answer::Kind, Refused> {
     let storage = committer.storage();
     let prefix = schema::range_prefix(place.partition, place.keyspace).len();

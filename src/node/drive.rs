@@ -14,6 +14,7 @@ use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
 
 use super::committer::{Committer, Incoming, Job};
+use super::engaged::Engaged;
 use super::env::Clock;
 use super::hints::Hints;
 use super::links::Links;
@@ -54,6 +55,8 @@ pub struct Driver {
     pub choice: Arc<Mutex<Choice>>,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// Which trees are being exchanged, and with whom.
+    pub engaged: Arc<Engaged>,
     /// Whether reads repair what they find; only tests of the other paths say no.
     pub read_repair: bool,
     /// How long ago what is stored may have been read or minted: later it could bring back what was purged.

@@ -23,7 +23,7 @@ use crate::machine::Machine as _;
 use crate::replica::apply::Outcome;
 use crate::replica::fetch;
 use crate::rpc::peer_link::{Lost, NotSent};
-use crate::rpc::proto::{self, answer, operation};
+use crate::rpc::proto::{self, answer, operation, refusal::Reason};
 use crate::rpc::tree_wire as wire;
 use crate::storage::schema;
 use crate::types::error::Cause;
@@ -47,6 +47,9 @@ pub enum Broken {
     /// It refused.
     #[error("refused: {0}")]
     Refused(String),
+    /// Another exchange of the tree is under way, here or there.
+    #[error("the tree is being exchanged with another node")]
+    Taken,
     /// It said what makes no sense.
     #[error("{0}: the answer makes no sense")]
     Nonsense(&'static str),
@@ -66,6 +69,7 @@ async fn answered(answer: Answer) -> Result<answer::Kind, Broken> {
 }
 
 /// A conversation with a peer.
+#[derive(Clone, Copy)]
 pub struct Talk<'a> {
     /// The own node.
     pub coordinator: &'a Arc<Coordinator>,
@@ -94,6 +98,7 @@ impl Talk<'_> {
         driver.metrics.repair.bytes.inc_by(u64::try_from(sent + got).unwrap_or(0));
         self.rest(sent + got).await;
         match answer {
+            answer::Kind::Refused(refusal) if refusal.reason() == Reason::Taken => Err(Broken::Taken),
             answer::Kind::Refused(refusal) => Err(Broken::Refused(refusal.message)),
             answer => Ok(answer),
         }
@@ -128,6 +133,22 @@ impl Talk<'_> {
 
     /// Makes a place equal on both sides, but for what is written meanwhile, and for records that are too new: so many.
     pub async fn exchange(&self, place: Place, conflicts: Conflicts, items: u64) -> Result<u64, Broken> {
+        let exchanged = self.talk(place, conflicts, items).await;
+        let driver = &self.coordinator.driver;
+        driver.engaged.leave(driver.me);
+        exchanged
+    }
+
+    /// Whether nobody else is at the tree here. One who must have all at once does not ask.
+    fn enter(&self, place: Place) -> Result<(), Broken> {
+        let driver = &self.coordinator.driver;
+        match self.salt == Salt::WIDE || driver.engaged.enter(driver.clock.mono(), driver.me, place) {
+            true => Ok(()),
+            false => Err(Broken::Taken),
+        }
+    }
+
+    async fn talk(&self, place: Place, conflicts: Conflicts, items: u64) -> Result<u64, Broken> {
         let (mut machine, mut effects, mut too_new) = (Exchange::new(), Vec::new(), 0);
         let mut failure = None;
         let mut event = Event::Start(items);
@@ -147,6 +168,7 @@ impl Talk<'_> {
     }
 
     async fn compare(&self, place: Place, nodes: Vec<Node>) -> Result<Vec<Node>, Broken> {
+        self.enter(place)?;
         let (committer, asked, salt) = (self.coordinator.driver.committer.clone(), nodes.clone(), self.salt);
         let sums = apart(self.mode, move || {
             let kept = |place, node| committer.with_forest(|forest| kept_children(forest)(place, node));
@@ -178,6 +200,7 @@ impl Talk<'_> {
         nodes: Vec<Node>,
         too_new: &mut u64,
     ) -> Result<Event, Broken> {
+        self.enter(place)?;
         let lists = self.own_lists(place, nodes).await?;
         if lists.is_empty() {
             return Ok(Event::TooMany);

@@ -15,6 +15,7 @@ pub mod datadir;
 pub mod decrees;
 pub mod departed;
 pub mod drive;
+mod engaged;
 pub mod env;
 mod exchanges;
 mod forwards;

@@ -297,12 +297,13 @@ impl Peers {
     }
 
     /// Answers a question about trees: once it is worked out, and what it tells of is durable.
-    fn compare_trees(&self, keyspace: u32, question: operation::Kind, reply: Reply) {
+    fn compare_trees(&self, from: NodeId, keyspace: u32, question: operation::Kind, reply: Reply) {
         let (driver, map) = (self.coordinator.driver.clone(), self.maps.current());
         let mode = self.links.mode();
         tokio::spawn(async move {
             let committer = driver.committer.clone();
-            let answer = apart(mode, move || comparisons::answer(&driver, &map, keyspace, &question)).await;
+            let answer = move || comparisons::answer(&driver, &map, (from, keyspace), &question);
+            let answer = apart(mode, answer).await;
             let settled = match committer.unsettled_any() {
                 Some(group) => committer.settled(group).await,
                 None => true,
@@ -554,7 +555,7 @@ impl PeerHandler for Peers {
                 | operation::Kind::CompareNodes(_)
                 | operation::Kind::CompareItems(_)
                 | operation::Kind::FetchItems(_)),
-            ) => self.compare_trees(operation.keyspace_id, question, reply),
+            ) => self.compare_trees(from.node, operation.keyspace_id, question, reply),
             Some(operation::Kind::HoldDead(dead)) => {
                 self.dead_records(from, operation.keyspace_id, &dead, false, reply);
             }

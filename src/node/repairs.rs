@@ -2,7 +2,7 @@
 //!
 //! Of each pair of nodes the one with the lower id begins. In a pass with a peer it compares the roots of all trees
 //! that both have, many to a message, and runs an exchange for each that differs. One exchange at a time, so a
-//! node's share of the work is bounded. One that fails does not keep the others from being tried; a pass that breaks off,
+//! node's share of the work is bounded; a tree that another peer is at is left for the end (`engaged`). One that fails does not keep the others from being tried; a pass that breaks off,
 //! since the peer is silent, begins anew with the next, which finds equal what was made equal, at the cost of its root.
 
 use std::collections::BTreeMap;
@@ -30,6 +30,10 @@ use crate::types::time::{Mono, WallMs};
 
 /// How often the schedule looks whether something is due.
 const TICK: Duration = Duration::from_millis(250);
+
+/// How long to wait for trees that are being exchanged with others, and how often; then their turn has come.
+const TAKEN_PAUSE: Duration = Duration::from_millis(50);
+const TAKEN_TRIES: usize = 40;
 
 /// What is to be compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -148,7 +152,7 @@ impl Repairs {
         for some in chunks.by_ref() {
             let mut left: BTreeMap<Place, Shared> = some.iter().map(|one| (one.place, *one)).collect();
             let bytes = repair.bytes.get();
-            let compared = self.compare(&talk, &mut left).await;
+            let compared = self.compare_in_turn(&talk, &mut left).await;
             progress.send_modify(|p| p.bytes += repair.bytes.get() - bytes);
             undone.extend(left.into_values());
             if let Err(broken) = compared {
@@ -166,8 +170,37 @@ impl Repairs {
         talk.progress.send_modify(|p| drop(p.problems.insert(talk.peer, broken.to_string())));
     }
 
-    /// Compares some trees: what stays in `left` is to be compared again. An error if the peer does not answer.
-    async fn compare(&self, talk: &Talk<'_>, left: &mut BTreeMap<Place, Shared>) -> Result<(), Broken> {
+    /// Compares some trees, those last that are being exchanged with others. What stays in `left` is to be compared
+    /// again. An error if the peer does not answer.
+    async fn compare_in_turn(
+        &self,
+        talk: &Talk<'_>,
+        left: &mut BTreeMap<Place, Shared>,
+    ) -> Result<(), Broken> {
+        let mut undone = BTreeMap::new();
+        for attempt in 0..=TAKEN_TRIES {
+            let salt = if attempt < TAKEN_TRIES { talk.salt } else { Salt::WIDE };
+            let mut taken = BTreeMap::new();
+            let compared = self.compare(&Talk { salt, ..*talk }, left, &mut taken).await;
+            undone.append(left);
+            *left = taken;
+            if compared.is_err() || left.is_empty() {
+                left.append(&mut undone);
+                return compared;
+            }
+            tokio::time::sleep(TAKEN_PAUSE).await;
+        }
+        left.append(&mut undone);
+        Ok(())
+    }
+
+    /// Compares some trees. Those that stay in `left` are to be compared again, as are those that go to `taken`.
+    async fn compare(
+        &self,
+        talk: &Talk<'_>,
+        left: &mut BTreeMap<Place, Shared>,
+        taken: &mut BTreeMap<Place, Shared>,
+    ) -> Result<(), Broken> {
         let driver = &self.coordinator.driver;
         let began = driver.clock.wall();
         let roots = self.roots(left.values());
@@ -191,6 +224,10 @@ impl Repairs {
                             too_new == 0
                         }
                         Err(Broken::Silent) => return Err(Broken::Silent),
+                        Err(Broken::Taken) => {
+                            taken.extend(left.remove_entry(&shared.place));
+                            continue;
+                        }
                         Err(broken) => {
                             self.note_broken(talk, &broken);
                             continue;

@@ -238,6 +238,7 @@ impl Node {
             hints: hints.clone(),
             refill: refill.clone(),
             choice: Arc::default(),
+            engaged: Arc::default(),
             me: me.node,
             clock: env.clock.clone(),
             committer: committer.clone(),
