@@ -14,6 +14,7 @@ use std::time::Instant;
 
 use quoral::antientropy::exchange::*;
 use quoral::antientropy::forest::*;
+use quoral::antientropy::records::{Stored, list};
 use quoral::antientropy::tree::{Node, Salt};
 use quoral::machine::Machine as _;
 use quoral::storage::memory::MemoryStorage;

@@ -19,11 +19,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::forest::{Forest, Listed, Place, SummaryOf, leaf_children, visit};
+use super::forest::{Forest, Listed, Place};
+use super::records::{Records, leaf_children};
 use super::tree::{LEAF_BITS, Node, Salt, Sum};
 use crate::canary::{self, Canary};
 use crate::machine::Machine;
-use crate::storage::{Storage, StorageError};
+use crate::storage::StorageError;
 use crate::types::policy::Conflicts;
 use crate::types::time::Mono;
 use crate::version::hlc::Stamp;
@@ -177,13 +178,12 @@ impl Machine for Exchange {
 /// The short sums of the children of nodes, as one side has them. None while a part of the tree is in rebuild.
 pub fn children_of(
     forest: &dyn Fn(Place, Node) -> Option<Vec<Sum>>,
-    storage: &dyn Storage,
-    summary_of: SummaryOf,
+    records: &dyn Records,
     (place, node): (Place, Node),
     salt: Salt,
 ) -> Result<Option<Vec<u64>>, StorageError> {
     let sums = match node.is_leaf() {
-        true => Some(leaf_children(storage, summary_of, place, node)?),
+        true => Some(leaf_children(records, place, node)?),
         false => forest(place, node),
     };
     Ok(sums.map(|sums| sums.into_iter().map(|sum| sum.short(salt)).collect()))
@@ -217,8 +217,7 @@ pub struct ItemsCompared {
 
 /// Compares the list of a node with the records here, until `most` are found that are not on it.
 pub fn compare_items(
-    storage: &dyn Storage,
-    summary_of: SummaryOf,
+    records: &dyn Records,
     (place, node): (Place, Node),
     theirs: &[u64],
     (most, salt): (usize, Salt),
@@ -226,7 +225,7 @@ pub fn compare_items(
     let listed: BTreeSet<u64> = theirs.iter().copied().collect();
     let mut unseen = listed.clone();
     let mut compared = ItemsCompared { whole: true, ..ItemsCompared::default() };
-    visit(storage, summary_of, place, node, &mut |record| {
+    records.each(place, node, &mut |record| {
         let item = record.item.short(salt);
         unseen.remove(&item);
         if !listed.contains(&item) {

@@ -56,9 +56,13 @@ impl Replica {
         true
     }
 
+    pub fn records(&self) -> Stored<'_> {
+        Stored { storage: &self.storage, summary_of: &summary_of }
+    }
+
     pub fn children(&self, node: Node, salt: Salt) -> Vec<u64> {
         let kept = kept_children(&self.forest);
-        children_of(&kept, &self.storage, &summary_of, (PLACE, node), salt).expect("read").expect("whole")
+        children_of(&kept, &self.records(), (PLACE, node), salt).expect("read").expect("whole")
     }
 
     pub fn all(&self) -> BTreeMap<Vec<u8>, [u8; 8]> {
@@ -154,7 +158,7 @@ pub fn list_nodes(
     let (mut done, mut received, mut sent, mut listed) = (0, 0, 0, 0);
     let salt = cost.salt;
     for node in nodes {
-        let Some(mine) = list(&a.storage, &summary_of, PLACE, *node, LIST_MAX).expect("read") else {
+        let Some(mine) = list(&a.records(), PLACE, *node, LIST_MAX).expect("read") else {
             if done == 0 {
                 return Event::TooMany;
             }
@@ -168,20 +172,17 @@ pub fn list_nodes(
         cost.bytes += 3 + salt.width() * mine.len();
         let shorts: Vec<u64> = mine.iter().map(|record| record.item.short(salt)).collect();
         let at = (PLACE, *node);
-        let compared = compare_items(&b.storage, &summary_of, at, &shorts, (1_000, salt)).expect("read");
+        let compared = compare_items(&b.records(), at, &shorts, (1_000, salt)).expect("read");
         let lacking = compared.lacking.last().map_or(0, |last| last / 8 + 1);
         cost.bytes += lacking + (salt.width() + 8) * compared.extra.len();
         let resolved = resolve(Conflicts::Lww, (&mine, salt), &compared, settled);
         cost.bytes += salt.width() * resolved.fetch.len();
-        visit(&b.storage, &summary_of, PLACE, *node, &mut |record| {
-            if resolved.fetch.contains(&record.key_print(salt)) {
-                let version = b.get(&record.storage_key).expect("listed");
-                received += 1;
-                cost.vain += u64::from(!a.merge(&record.storage_key, version));
-            }
-            true
-        })
-        .expect("read");
+        let all = list(&b.records(), PLACE, *node, usize::MAX).expect("read").expect("no limit");
+        for record in all.iter().filter(|record| resolved.fetch.contains(&record.key_print(salt))) {
+            let version = b.get(&record.storage_key).expect("listed");
+            received += 1;
+            cost.vain += u64::from(!a.merge(&record.storage_key, version));
+        }
         for key in resolved.send.iter().chain(&resolved.send_merged) {
             sent += 1;
             cost.vain += u64::from(!b.merge(key, a.get(key).expect("listed")));

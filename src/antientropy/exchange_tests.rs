@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::super::forest::list;
+use super::super::records::{Stored, list};
 use super::*;
 use crate::storage::memory::MemoryStorage;
-use crate::storage::{Batch, schema};
+use crate::storage::{Batch, Storage as _, schema};
 use crate::types::ids::{KeyspaceId, PartitionId};
 use crate::types::key::Key;
 use crate::types::policy::Conflicts;

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::tree::{Item, Node, Region, Salt, Sum, Tree, buckets};
+use super::tree::{Item, Node, Region, Salt, Sum, Tree};
 use crate::storage::{Batch, Storage, StorageError, Write, schema};
 use crate::types::ids::{KeyspaceId, PartitionId};
 use crate::types::time::Mono;
@@ -314,8 +314,13 @@ impl Forest {
         Some(self.trees.get(&place).map_or((Sum::default(), 0), |tree| (tree.sum(Node::ROOT), tree.items())))
     }
 
+    /// The sum of a node that is no bucket; none while a part of the tree is in rebuild.
+    pub fn sum(&self, place: Place, node: Node) -> Option<Sum> {
+        self.is_whole(place).then(|| self.trees.get(&place).map_or(Sum::default(), |tree| tree.sum(node)))
+    }
+
     /// The sums of a node's children, in order; none while a part of the tree is in rebuild. Those of a leaf are made
-    /// from the records, see [`list`].
+    /// from the records, see [`super::records`].
     pub fn children(&self, place: Place, node: Node) -> Option<Vec<Sum>> {
         if !self.is_whole(place) || node.is_leaf() {
             return None;
@@ -345,57 +350,6 @@ impl Forest {
 
 /// How long a region stays in doubt before its sums are stored: many writes share one mark and one store.
 pub const STORE_AFTER: Duration = Duration::from_secs(60);
-
-/// Calls `take` for each record of a node until it returns false. Damaged ones are left out, so that the other side
-/// sends its own.
-pub fn visit(
-    storage: &dyn Storage,
-    summary_of: SummaryOf,
-    place: Place,
-    node: Node,
-    take: &mut dyn FnMut(Listed) -> bool,
-) -> Result<(), StorageError> {
-    let (from, to) = schema::slot_range(place.partition, place.keyspace, node.slots());
-    let to = to.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
-    storage.scan(Bound::Included(&from), to, false, &mut |key, value| {
-        let told = summary_of(key, value).map(|told| (Item::of(key, told.digest), told.stamp));
-        match told.filter(|(item, _)| node.has(*item)) {
-            Some((item, stamp)) => take(Listed { item, stamp, storage_key: key.to_vec() }),
-            None => true,
-        }
-    })
-}
-
-/// The records of a node; none if there are more than `most`.
-pub fn list(
-    storage: &dyn Storage,
-    summary_of: SummaryOf,
-    place: Place,
-    node: Node,
-    most: usize,
-) -> Result<Option<Vec<Listed>>, StorageError> {
-    let mut listed = Vec::new();
-    visit(storage, summary_of, place, node, &mut |record| {
-        listed.push(record);
-        listed.len() <= most
-    })?;
-    Ok((listed.len() <= most).then_some(listed))
-}
-
-/// The sums of the children of a leaf, read from storage.
-pub fn leaf_children(
-    storage: &dyn Storage,
-    summary_of: SummaryOf,
-    place: Place,
-    leaf: Node,
-) -> Result<Vec<Sum>, StorageError> {
-    let mut items = Vec::new();
-    visit(storage, summary_of, place, leaf, &mut |record| {
-        items.push(record.item);
-        true
-    })?;
-    Ok(buckets(leaf, items.into_iter()))
-}
 
 #[cfg(test)]
 #[path = "forest_tests.rs"]

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
+use super::super::records::{Stored, leaf_children, list};
 use super::*;
 use crate::storage::memory::MemoryStorage;
 use crate::types::key::Key;
@@ -208,11 +209,12 @@ fn a_list_is_of_its_node_and_bounded() {
         write(&mut forest, &storage, &key, Some(digest(1)));
     }
     let (place, leaf) = (places()[0], Node::leaf_of(schema::slot(b"p")));
-    let all = |node, most| list(&storage, &summary_of, place, node, most).expect("read");
+    let records = Stored { storage: &storage, summary_of: &summary_of };
+    let all = |node, most| list(&records, place, node, most).expect("read");
     assert_eq!(all(leaf, 299), None);
     let listed = all(leaf, 300).expect("they fit");
     assert_eq!(listed.len(), 300);
-    let sums = leaf_children(&storage, &summary_of, place, leaf).expect("read");
+    let sums = leaf_children(&records, place, leaf).expect("read");
     let mut seen = 0;
     for (child, sum) in leaf.children().zip(sums) {
         let listed = all(child, 300).expect("they fit");

@@ -10,4 +10,5 @@
 
 pub mod exchange;
 pub mod forest;
+pub mod records;
 pub mod tree;

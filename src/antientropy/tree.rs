@@ -206,6 +206,12 @@ impl Node {
         (first as u16, last as u16)
     }
 
+    /// The leaf that it lies below; none for a leaf and what is above.
+    pub fn leaf_above(self) -> Option<Node> {
+        let path = self.path >> (BUCKET_BITS - LEAF_BITS);
+        (self.bits == BUCKET_BITS).then_some(Node { bits: LEAF_BITS, path })
+    }
+
     /// Whether a record in its slots is in it.
     pub fn has(self, item: Item) -> bool {
         self.bits != BUCKET_BITS || item.bucket() == self.path & 0xff

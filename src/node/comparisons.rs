@@ -7,12 +7,13 @@
 //! takes a while to read.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::committer::Committer;
 use super::drive::Driver;
 use super::env::CommitMode;
 use crate::antientropy::exchange::{LIST_ALL, NODES, children_of, compare_items, differing, kept_children};
-use crate::antientropy::forest::{Place, visit};
+use crate::antientropy::forest::Place;
+use crate::antientropy::records::{Records, Remembered, Stored};
 use crate::antientropy::tree::{Node, Salt};
 use crate::replica::fetch;
 use crate::ring::layout::ClusterMap;
@@ -22,6 +23,9 @@ use crate::rpc::tree_wire as wire;
 use crate::storage::{StorageError, schema};
 use crate::types::ids::{KeyspaceId, NodeId, PartitionId};
 use crate::types::limits::SCAN_PAGE_BYTES;
+
+/// How long a question about lists is worked on before what is done by then is the answer: less than who asked waits.
+pub const COMPARE_FOR: Duration = Duration::from_secs(5);
 
 /// Why there is no answer.
 pub type Refused = (Reason, String);
@@ -37,6 +41,20 @@ pub async fn apart<T: Send + 'static>(
     }
 }
 
+/// Calls `with` with the records of this node's trees; `old_will_do` as in [`Remembered`].
+pub fn with_records<T>(driver: &Driver, old_will_do: bool, with: impl FnOnce(&dyn Records) -> T) -> T {
+    let committer = &driver.committer;
+    let summary_of = |key: &[u8], value: &[u8]| committer.summary_of(key, value);
+    let sum = |place, node| committer.with_forest(|forest| forest.sum(place, node));
+    with(&Remembered {
+        stored: Stored { storage: committer.storage(), summary_of: &summary_of },
+        leaves: &driver.leaves,
+        sum: &sum,
+        now: driver.clock.mono(),
+        old_will_do,
+    })
+}
+
 /// Answers a peer's question about trees.
 pub fn answer(
     driver: &Driver,
@@ -44,7 +62,6 @@ pub fn answer(
     (from, keyspace): (NodeId, u32),
     question: &operation::Kind,
 ) -> Result<answer::Kind, Refused> {
-    let committer = &driver.committer;
     let place = |partition: u32| place_of(map, driver.me, KeyspaceId(keyspace), partition);
     // One who must have all at once is not put off.
     let enter = |place: Place, salt: Salt| match salt == Salt::WIDE
@@ -60,15 +77,15 @@ pub fn answer(
         }
         operation::Kind::CompareNodes(question) => {
             let at = enter(place(question.partition)?, Salt::told(question.salt))?;
-            compare_nodes(committer, at, &question.nodes)
+            compare_nodes(driver, at, &question.nodes)
         }
         operation::Kind::CompareItems(question) => {
             let at = enter(place(question.partition)?, Salt::told(question.salt))?;
-            compare_lists(committer, at, &question.nodes)
+            compare_lists(driver, at, &question.nodes)
         }
         operation::Kind::FetchItems(question) => {
             let at = enter(place(question.partition)?, Salt::told(question.salt))?;
-            fetch_items(committer, at, &question.nodes)
+            fetch_items(driver, at, &question.nodes)
         }
         _ => Err((Reason::BadRequest, "kind: is no question about trees".into())),
     }
@@ -133,17 +150,16 @@ fn bad_prints() -> Refused {
 }
 
 fn compare_nodes(
-    committer: &Committer,
+    driver: &Driver,
     (place, salt): (Place, Salt),
     nodes: &[proto::TreeNode],
 ) -> Result<answer::Kind, Refused> {
     let mut differ = Vec::with_capacity(nodes.len());
     for (node, sums) in nodes_of(nodes)? {
         let theirs = wire::sums_of_wire(node, sums, salt).ok_or_else(bad_prints)?;
-        let kept = |place, node| committer.with_forest(|forest| kept_children(forest)(place, node));
-        let told = |key: &[u8], value: &[u8]| committer.summary_of(key, value);
-        let mine =
-            children_of(&kept, committer.storage(), &told, (place, node), salt).map_err(storage_error)?;
+        let kept = |place, node| driver.committer.with_forest(|forest| kept_children(forest)(place, node));
+        let mine = with_records(driver, false, |records| children_of(&kept, records, (place, node), salt));
+        let mine = mine.map_err(storage_error)?;
         let Some(mine) = mine else {
             return Err((Reason::NotServing, "a part of the tree is in rebuild".into()));
         };
@@ -155,20 +171,23 @@ fn compare_nodes(
 }
 
 fn compare_lists(
-    committer: &Committer,
+    driver: &Driver,
     (place, salt): (Place, Salt),
     nodes: &[proto::TreeNode],
 ) -> Result<answer::Kind, Refused> {
     let mut lists = Vec::with_capacity(nodes.len());
     let mut left = LIST_ALL;
-    let told = |key: &[u8], value: &[u8]| committer.summary_of(key, value);
+    let until = driver.clock.mono() + COMPARE_FOR;
     for (node, items) in nodes_of(nodes)? {
         let theirs = wire::prints_of_wire(items, salt).ok_or_else(bad_prints)?;
-        let compared = compare_items(committer.storage(), &told, (place, node), &theirs, (left, salt));
+        let compared = with_records(driver, false, |records| {
+            compare_items(records, (place, node), &theirs, (left, salt))
+        });
         let compared = compared.map_err(storage_error)?;
         left = left.saturating_sub(compared.extra.len());
         lists.push(wire::list_to_wire(&compared, salt));
-        if left == 0 || !compared.whole {
+        // The rest is asked for again.
+        if left == 0 || !compared.whole || driver.clock.mono() > until {
             break;
         }
     }
@@ -176,25 +195,26 @@ fn compare_lists(
 }
 
 fn fetch_items(
-    committer: &Committer,
+    driver: &Driver,
     (place, salt): (Place, Salt),
     nodes: &[proto::TreeNode],
 ) -> Result<answer::Kind, Refused> {
-    let storage = committer.storage();
+    let storage = driver.committer.storage();
     let prefix = schema::range_prefix(place.partition, place.keyspace).len();
     let (mut entries, mut bytes) = (Vec::new(), 0);
-    let told = |key: &[u8], value: &[u8]| committer.summary_of(key, value);
     for (node, items) in nodes_of(nodes)? {
         let mut wanted = wire::prints_of_wire(items, salt).ok_or_else(bad_prints)?;
         wanted.sort_unstable();
         let mut keys = Vec::new();
-        visit(storage, &told, place, node, &mut |record| {
-            if wanted.binary_search(&record.key_print(salt)).is_ok() {
-                keys.push(record.storage_key);
-            }
-            keys.len() < wanted.len()
-        })
-        .map_err(storage_error)?;
+        let found = with_records(driver, true, |records| {
+            records.each(place, node, &mut |record| {
+                if wanted.binary_search(&record.key_print(salt)).is_ok() {
+                    keys.push(record.storage_key.clone());
+                }
+                keys.len() < wanted.len()
+            })
+        });
+        found.map_err(storage_error)?;
         for key in keys {
             // Damaged or gone meanwhile: not sent.
             let Ok(Some(copy)) = fetch::fetch(storage, &key) else { continue };

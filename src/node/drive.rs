@@ -19,6 +19,7 @@ use super::env::Clock;
 use super::hints::Hints;
 use super::links::Links;
 use super::refill::Refill;
+use crate::antientropy::records::Leaves;
 use crate::machine::Machine;
 use crate::quorum::choice::Choice;
 use crate::quorum::{put, read};
@@ -57,6 +58,8 @@ pub struct Driver {
     pub metrics: Arc<Metrics>,
     /// Which trees are being exchanged, and with whom.
     pub engaged: Arc<Engaged>,
+    /// What was read of large leaves of the trees.
+    pub leaves: Arc<Leaves>,
     /// Whether reads repair what they find; only tests of the other paths say no.
     pub read_repair: bool,
     /// How long ago what is stored may have been read or minted: later it could bring back what was purged.

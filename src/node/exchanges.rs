@@ -9,14 +9,15 @@ use prost::Message as _;
 use tokio::sync::{oneshot, watch};
 
 use super::committer::{Incoming, Job};
-use super::comparisons::apart;
+use super::comparisons::{COMPARE_FOR, apart, with_records};
 use super::coordinator::Coordinator;
 use super::env::CommitMode;
 use super::repair_runs::Progress;
 use crate::antientropy::exchange::{
     Effect, Event, Exchange, LIST_ALL, LIST_MAX, Resolved, SETTLE, children_of, kept_children, resolve,
 };
-use crate::antientropy::forest::{Listed, Place, key_print, list};
+use crate::antientropy::forest::{Listed, Place, key_print};
+use crate::antientropy::records::list;
 use crate::antientropy::tree::{Node, Salt};
 use crate::canary::{self, Canary};
 use crate::machine::Machine as _;
@@ -41,9 +42,12 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// Why an exchange did not end well. The next one goes on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
-    /// The peer can't be reached, or did not answer.
+    /// The peer can't be reached.
     #[error("the peer does not answer")]
     Silent,
+    /// It can be reached, and did not answer in time.
+    #[error("the peer did not answer within {} seconds", ANSWER_WITHIN.as_secs())]
+    Late,
     /// It refused.
     #[error("refused: {0}")]
     Refused(String),
@@ -64,8 +68,10 @@ pub enum Broken {
 type Answer = oneshot::Receiver<Result<answer::Kind, Lost>>;
 
 async fn answered(answer: Answer) -> Result<answer::Kind, Broken> {
-    let answer = tokio::time::timeout(ANSWER_WITHIN, answer).await;
-    answer.ok().and_then(Result::ok).and_then(Result::ok).ok_or(Broken::Silent)
+    match tokio::time::timeout(ANSWER_WITHIN, answer).await {
+        Ok(answer) => answer.ok().and_then(Result::ok).ok_or(Broken::Silent),
+        Err(_) => Err(Broken::Late),
+    }
 }
 
 /// A conversation with a peer.
@@ -169,11 +175,14 @@ impl Talk<'_> {
 
     async fn compare(&self, place: Place, nodes: Vec<Node>) -> Result<Vec<Node>, Broken> {
         self.enter(place)?;
-        let (committer, asked, salt) = (self.coordinator.driver.committer.clone(), nodes.clone(), self.salt);
+        let (coordinator, asked, salt) = (self.coordinator.clone(), nodes.clone(), self.salt);
         let sums = apart(self.mode, move || {
-            let kept = |place, node| committer.with_forest(|forest| kept_children(forest)(place, node));
-            let told = |key: &[u8], value: &[u8]| committer.summary_of(key, value);
-            let of = |node| children_of(&kept, committer.storage(), &told, (place, node), salt);
+            let driver = &coordinator.driver;
+            let kept =
+                |place, node| driver.committer.with_forest(|forest| kept_children(forest)(place, node));
+            let of = |node| {
+                with_records(driver, false, |records| children_of(&kept, records, (place, node), salt))
+            };
             asked.into_iter().map(of).collect::<Result<Option<Vec<_>>, _>>()
         });
         let sums = sums.await.ok_or(Broken::NotReady)?;
@@ -238,14 +247,19 @@ impl Talk<'_> {
 
     /// The lists of the first nodes, as many as fit; none if the first has too many records.
     async fn own_lists(&self, place: Place, nodes: Vec<Node>) -> Result<Vec<(Node, Vec<Listed>)>, Broken> {
-        let committer = self.coordinator.driver.committer.clone();
+        let coordinator = self.coordinator.clone();
         let lists = apart(self.mode, move || {
+            let driver = &coordinator.driver;
             let (mut lists, mut all) = (Vec::new(), 0);
-            let told = |key: &[u8], value: &[u8]| committer.summary_of(key, value);
+            let until = driver.clock.mono() + COMPARE_FOR;
             for node in nodes {
+                if !lists.is_empty() && driver.clock.mono() > until {
+                    break;
+                }
                 // Below a leaf there is nothing finer to compare.
                 let most = if node.fan_out() == 0 { usize::MAX } else { LIST_MAX };
-                let Some(listed) = list(committer.storage(), &told, place, node, most)? else { break };
+                let listed = with_records(driver, false, |records| list(records, place, node, most))?;
+                let Some(listed) = listed else { break };
                 all += listed.len();
                 if !lists.is_empty() && all > LIST_ALL {
                     break;

@@ -35,6 +35,9 @@ const TICK: Duration = Duration::from_millis(250);
 const TAKEN_PAUSE: Duration = Duration::from_millis(50);
 const TAKEN_TRIES: usize = 40;
 
+/// Trees of one comparison whose exchange a peer may leave without an answer before it is taken for silent.
+const LATE_MOST: u32 = 2;
+
 /// What is to be compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Selection {
@@ -207,6 +210,7 @@ impl Repairs {
         let mut exchanged = Vec::new();
         let verdicts = ask_roots(talk, &roots).await?;
         let mut unready = left.len() - roots.len();
+        let mut late = 0;
         for (at, (shared, (_, items))) in roots.iter().enumerate() {
             driver.metrics.repair.compared.inc();
             let is_whole = match verdicts.get(&at).map(|verdict| (verdict.verdict(), verdict.items)) {
@@ -229,6 +233,11 @@ impl Repairs {
                             continue;
                         }
                         Err(broken) => {
+                            // One tree that takes too long does not keep the others from being tried.
+                            late += u32::from(broken == Broken::Late);
+                            if late > LATE_MOST {
+                                return Err(broken);
+                            }
                             self.note_broken(talk, &broken);
                             continue;
                         }

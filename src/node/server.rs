@@ -239,6 +239,7 @@ impl Node {
             refill: refill.clone(),
             choice: Arc::default(),
             engaged: Arc::default(),
+            leaves: Arc::default(),
             me: me.node,
             clock: env.clock.clone(),
             committer: committer.clone(),
