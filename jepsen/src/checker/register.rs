@@ -55,6 +55,11 @@ impl RegOp {
         self.end != u64::MAX
     }
 
+    /// A read that found a tombstone whose stamp was not told.
+    pub(super) fn found_untold(&self) -> bool {
+        !self.write && self.sure() && self.value == Val::Nil && self.stamp.is_none()
+    }
+
     /// A read that found nothing, not even a tombstone.
     pub(super) fn found_nothing(&self) -> bool {
         !self.write && self.value == Val::Nil && self.stamp == Some(0)
@@ -192,13 +197,14 @@ impl Births {
     }
 }
 
-/// The versions that were acknowledged or read, and their operations' zones.
+/// The versions that were acknowledged or read, and their operations' zones; without reads that don't tell a version.
 pub(super) fn clusters(ops: &[RegOp], naming: Naming) -> Vec<Cluster> {
     let births = Births::by_value(ops);
     let mut clusters: BTreeMap<Version, Cluster> = BTreeMap::new();
     let nothing = Cluster { version: Version::NOTHING, born: Some(0), acked: 0, first_end: 0, last_begin: 0 };
     clusters.insert(Version::NOTHING, nothing);
-    for op in ops.iter().filter(|op| op.sure()) {
+    let untold = |op: &&RegOp| naming == Naming::Stamped && op.found_untold();
+    for op in ops.iter().filter(|op| op.sure() && !untold(op)) {
         let version = Version::of(op, naming);
         let cluster = clusters.entry(version).or_insert_with_key(|version| Cluster {
             version: version.clone(),
@@ -222,6 +228,11 @@ pub(super) fn clusters(ops: &[RegOp], naming: Naming) -> Vec<Cluster> {
         cluster.last_begin = cluster.last_begin.max(cluster.born.unwrap_or(0));
     }
     clusters.into_values().collect()
+}
+
+/// Whether all stamps were told but those of tombstones that were read, which clients are not told.
+pub(super) fn told(ops: &[RegOp]) -> bool {
+    ops.iter().all(|op| !op.sure() || op.stamp.is_some() || op.found_untold())
 }
 
 /// Whether no two writes left the same version, so that a version's name says which it is.

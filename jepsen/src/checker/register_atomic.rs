@@ -9,14 +9,16 @@
 //!
 //! A read that finds nothing at all, not even a tombstone, after a deletion may have come after the
 //! tombstone was purged: if zones say no and there is such a read, the search decides, with that read
-//! matching any deletion.
+//! matching any deletion. So does one that found a tombstone, whose stamp clients are not told: such keys are
+//! searched, and a deletion among them may take effect twice within its own time, as any write that had to be
+//! stamped again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use super::findings::Findings;
 use super::register::{
-    Cluster, Naming, RegOp, Version, any_purged, clusters, event, purged, registers, tombstones, unique,
+    Cluster, Naming, RegOp, Version, any_purged, clusters, event, purged, registers, told, tombstones, unique,
 };
 use super::value::Val;
 use super::wgl::{Act, Answer, Step, search};
@@ -102,7 +104,7 @@ impl Checker for RegisterAtomic {
 }
 
 fn naming(by_stamp: bool, ops: &[RegOp]) -> Naming {
-    if by_stamp && unique(ops, Naming::Stamped) { Naming::Stamped } else { Naming::Plain }
+    if by_stamp && told(ops) { Naming::Stamped } else { Naming::Plain }
 }
 
 /// What zones say is wrong, each with its events.
@@ -163,7 +165,9 @@ fn steps(ops: &[RegOp], naming: Naming) -> Steps {
     let mut ids: BTreeMap<Version, u32> = BTreeMap::from([(Version::NOTHING, 0)]);
     let mut steps = Steps { list: Vec::new(), names: Vec::new(), nil: vec![true] };
     let deletions = tombstones(ops);
-    let purged = |op: &RegOp| naming == Naming::Stamped && purged(op, 0, &deletions);
+    let is_stamped = naming == Naming::Stamped;
+    let is_untold = is_stamped && ops.iter().any(RegOp::found_untold);
+    let purged = |op: &RegOp| is_stamped && (op.found_untold() || purged(op, 0, &deletions));
     let read: BTreeSet<Version> =
         ops.iter().filter(|op| !op.write).map(|op| Version::of(op, naming)).collect();
     let mut add = |version: Version, begin, end, act: fn(u32) -> Act| {
@@ -185,6 +189,10 @@ fn steps(ops: &[RegOp], naming: Naming) -> Steps {
             (false, false) => Act::Read,
         };
         add(Version::of(op, naming), op.begin, op.end, act);
+        if is_untold && op.write && op.value == Val::Nil {
+            // If it was not stamped again, this one does nothing: it can stand right before its twin.
+            add(Version { value: Val::Nil, stamp: -1 }, op.begin, op.end, |id| Act::Write(id));
+        }
     }
     if naming == Naming::Stamped {
         // A version that was read and not acknowledged came to be when some write may have left it.
@@ -243,6 +251,33 @@ mod tests {
         };
         assert_eq!(RegisterAtomic::stamped().check(&history(true)).valid, Valid::Yes);
         assert_eq!(RegisterAtomic::stamped().check(&history(false)).valid, Valid::No);
+    }
+
+    #[test]
+    fn tombstones_that_are_read_tell_no_stamps() {
+        let mut draft = Draft::new();
+        draft.done(1, "delete", 0, Edn::Nil, &stamp(5)).done(2, "read", 0, Edn::Nil, &[]);
+        // Stamped again: seen at 7, acknowledged at 9.
+        draft.invoke(1, "write", 0, 1_i64).done(3, "read", 0, 1_i64, &stamp(7));
+        draft.done(2, "write", 0, 2_i64, &stamp(8)).done(3, "read", 0, 2_i64, &stamp(8));
+        draft.ok(1, 1_i64, &stamp(9)).done(3, "read", 0, 1_i64, &stamp(9));
+        assert_eq!(RegisterAtomic::stamped().check(&draft.history()).valid, Valid::Yes);
+        // A deletion that was stamped again.
+        draft.invoke(1, "delete", 0, Edn::Nil).done(3, "read", 0, Edn::Nil, &[]);
+        draft.done(2, "write", 0, 3_i64, &stamp(11)).done(3, "read", 0, Edn::Nil, &[]);
+        draft.ok(1, Edn::Nil, &stamp(12));
+        assert_eq!(RegisterAtomic::stamped().check(&draft.history()).valid, Valid::Yes);
+        // What was deleted comes back.
+        draft.done(3, "read", 0, 3_i64, &stamp(11));
+        assert_eq!(RegisterAtomic::stamped().check(&draft.history()).valid, Valid::No);
+    }
+
+    #[test]
+    fn a_deletion_takes_effect_in_its_own_time_only() {
+        let mut draft = Draft::new();
+        draft.done(1, "delete", 0, Edn::Nil, &stamp(5)).done(2, "read", 0, Edn::Nil, &[]);
+        draft.done(1, "write", 0, 1_i64, &stamp(6)).done(2, "read", 0, Edn::Nil, &[]);
+        assert_eq!(RegisterAtomic::stamped().check(&draft.history()).valid, Valid::No);
     }
 
     #[test]
