@@ -191,7 +191,7 @@ fn steps(ops: &[RegOp], naming: Naming) -> Steps {
         add(Version::of(op, naming), op.begin, op.end, act);
         if is_untold && op.write && op.value == Val::Nil {
             // If it was not stamped again, this one does nothing: it can stand right before its twin.
-            add(Version { value: Val::Nil, stamp: -1 }, op.begin, op.end, |id| Act::Write(id));
+            add(Version { value: Val::Nil, stamp: -1 }, op.begin, op.end, Act::Write);
         }
     }
     if naming == Naming::Stamped {
