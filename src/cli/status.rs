@@ -102,6 +102,10 @@ fn to_json(status: &proto::StatusResponse, with_partitions: bool) -> Value {
                 "quarantined": damage.quarantined,
                 "unreadable": damage.unreadable,
             })),
+            "tombstones": node.tombstones.as_ref().map(|due| json!({
+                "waiting": due.waiting,
+                "waits_for": due.waits_for.iter().map(|of| (of.node_id.clone(), json!(of.tombstones))).collect::<serde_json::Map<_, _>>(),
+            })),
         })
     };
     let mut all = json!({
@@ -157,7 +161,8 @@ fn to_text(status: &proto::StatusResponse) -> String {
     ];
     let refills: String = status.nodes.iter().filter_map(|node| refill_line(status, node)).collect();
     let damages: String = status.nodes.iter().map(damage_lines).collect();
-    let progress = refills + &damages + &status.nodes.iter().map(progress).collect::<String>();
+    let tombstones: String = status.nodes.iter().filter_map(|node| tombstone_line(status, node)).collect();
+    let progress = refills + &damages + &tombstones + &status.nodes.iter().map(progress).collect::<String>();
     format!(
         "cluster {}: layout version {}, map version {}, {} partitions; as {} sees it\n{}{progress}",
         status.cluster_id,
@@ -169,18 +174,36 @@ fn to_text(status: &proto::StatusResponse) -> String {
     )
 }
 
+/// A node's name, with its state if that is not alive.
+fn name_and_state(status: &proto::StatusResponse, id: &str) -> String {
+    let known = status.nodes.iter().find(|node| node.node_id == id);
+    known.map_or(id.to_owned(), |node| match node.state.as_str() {
+        "alive" => node.name.clone(),
+        state => format!("{} ({state})", node.name),
+    })
+}
+
+/// Which tombstones that a node leads wait to be purged, and for whom; nothing if none does.
+fn tombstone_line(status: &proto::StatusResponse, node: &proto::NodeStatus) -> Option<String> {
+    let due = node.tombstones.as_ref().filter(|due| due.waiting > 0)?;
+    let one =
+        |of: &proto::TombstonesFor| format!("{} for {}", of.tombstones, name_and_state(status, &of.node_id));
+    let waits_for: Vec<String> = due.waits_for.iter().map(one).collect();
+    let waits_for = match waits_for.is_empty() {
+        true => String::new(),
+        false => format!(": {}", waits_for.join(", ")),
+    };
+    Some(format!(
+        "{} leads {} tombstones that are due and wait to be purged{waits_for}\n",
+        node.name, due.waiting
+    ))
+}
+
 /// How far a node is that lost its disk; nothing if none did.
 fn refill_line(status: &proto::StatusResponse, node: &proto::NodeStatus) -> Option<String> {
     let refill = node.refill.as_ref()?;
     let percent = (refill.done * 100).checked_div(refill.trees).unwrap_or(100);
-    let name = |id: &String| {
-        let known = status.nodes.iter().find(|node| node.node_id == *id);
-        known.map_or(id.clone(), |node| match node.state.as_str() {
-            "alive" => node.name.clone(),
-            state => format!("{} ({state})", node.name),
-        })
-    };
-    let waits_for: Vec<String> = refill.waits_for.iter().map(name).collect();
+    let waits_for: Vec<String> = refill.waits_for.iter().map(|id| name_and_state(status, id)).collect();
     let waits_for = match waits_for.is_empty() {
         true => String::new(),
         false => format!(", the rest is to come from {}", waits_for.join(", ")),
@@ -320,6 +343,34 @@ mod tests {
         let expected = json!({"trees": 40, "done": 10, "records": 700, "waits_for": ["a1", "a2"]});
         assert_eq!(*refill, expected);
         assert!(to_json(&status, false)["nodes"][0]["refill"].is_null());
+    }
+
+    #[test]
+    fn tombstones_that_wait_are_told_and_for_whom() {
+        let node = |id: &str, name: &str, state: &str| proto::NodeStatus {
+            node_id: id.into(),
+            name: name.into(),
+            state: state.into(),
+            ..Default::default()
+        };
+        let for_node = |id: &str, tombstones| proto::TombstonesFor { node_id: id.into(), tombstones };
+        let due = |waiting, waits_for| Some(proto::DueTombstones { waiting, waits_for });
+        let (one, two, mut three) =
+            (node("1", "n1", "alive"), node("2", "n2", "down"), node("3", "n3", "alive"));
+        three.tombstones = due(9, vec![for_node("1", 2), for_node("2", 9)]);
+        let status = proto::StatusResponse { nodes: vec![one, two, three.clone()], ..Default::default() };
+        let told = |tombstones| tombstone_line(&status, &proto::NodeStatus { tombstones, ..three.clone() });
+        let line = "n3 leads 9 tombstones that are due and wait to be purged: 2 for n1, 9 for n2 (down)\n";
+        assert_eq!(told(three.tombstones.clone()).as_deref(), Some(line));
+        let line = "n3 leads 4 tombstones that are due and wait to be purged\n";
+        assert_eq!(told(due(4, vec![])).as_deref(), Some(line));
+        assert_eq!((told(due(0, vec![])), told(None)), (None, None));
+        let json = to_json(&status, false);
+        let expected = json!({"waiting": 9, "waits_for": {"1": 2, "2": 9}});
+        assert_eq!(
+            (&json["nodes"][2]["tombstones"], &json["nodes"][0]["tombstones"]),
+            (&expected, &Value::Null)
+        );
     }
 
     #[test]

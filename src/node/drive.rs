@@ -18,6 +18,7 @@ use super::engaged::Engaged;
 use super::env::Clock;
 use super::hints::Hints;
 use super::links::Links;
+use super::reaper::DueTombstones;
 use super::refill::Refill;
 use crate::antientropy::records::Leaves;
 use crate::machine::Machine;
@@ -60,6 +61,8 @@ pub struct Driver {
     pub engaged: Arc<Engaged>,
     /// What was read of large leaves of the trees.
     pub leaves: Arc<Leaves>,
+    /// Tombstones that are due and not purged yet, as the last pass found them.
+    pub due_tombstones: Arc<Mutex<DueTombstones>>,
     /// Whether reads repair what they find; only tests of the other paths say no.
     pub read_repair: bool,
     /// How long ago what is stored may have been read or minted: later it could bring back what was purged.
@@ -105,6 +108,11 @@ enum PutEvent {
 }
 
 impl Driver {
+    /// Which tombstones that this node leads are due and not purged yet.
+    pub fn due_tombstones(&self) -> proto::DueTombstones {
+        self.due_tombstones.lock().unwrap_or_else(PoisonError::into_inner).to_wire()
+    }
+
     /// What is known of the others as replicas to read from.
     pub fn choice(&self) -> MutexGuard<'_, Choice> {
         self.choice.lock().unwrap_or_else(PoisonError::into_inner)

@@ -547,7 +547,8 @@ impl PeerHandler for Peers {
                 let refill =
                     self.coordinator.driver.refill.view(&map, self.me.node).map(|view| view.to_wire());
                 let damage = Some(damage(&self.coordinator));
-                reply.send(answer::Kind::Proofs(proto::Proofs { proved_ms, refill, damage }));
+                let tombstones = Some(self.coordinator.driver.due_tombstones());
+                reply.send(answer::Kind::Proofs(proto::Proofs { proved_ms, refill, damage, tombstones }));
             }
             Some(operation::Kind::Ping(_)) => reply.send(answer::Kind::Pong(true)),
             Some(

@@ -7,8 +7,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -47,6 +47,38 @@ const REST: (Duration, Duration) = (Duration::from_millis(1), Duration::from_mil
 
 /// A record and its digest, by storage key.
 type Doomed = (Vec<u8>, Digest);
+
+/// Dead records that are due and not purged yet, of places of which this node is the first home replica.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DueTombstones {
+    waiting: usize,
+    waits_for: BTreeMap<NodeId, usize>,
+}
+
+impl DueTombstones {
+    /// So many of a batch are left, of which so many have been confirmed by all.
+    fn add(&mut self, left: usize, confirmed: usize, waits_for: BTreeSet<NodeId>) {
+        self.waiting += left;
+        // If all have confirmed them, some node did not say that it purged them.
+        let lacking = if left > confirmed { left - confirmed } else { left };
+        for node in waits_for {
+            *self.waits_for.entry(node).or_default() += lacking;
+        }
+    }
+
+    /// For `status`.
+    pub fn to_wire(&self) -> proto::DueTombstones {
+        let number = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        let of = |(node, count): (&NodeId, &usize)| proto::TombstonesFor {
+            node_id: node.to_string(),
+            tombstones: number(*count),
+        };
+        proto::DueTombstones {
+            waiting: number(self.waiting),
+            waits_for: self.waits_for.iter().map(of).collect(),
+        }
+    }
+}
 
 /// What all home replicas have confirmed, by fingerprint: when, and the pass that saw it last.
 #[derive(Default)]
@@ -225,10 +257,10 @@ impl Reaper {
         loop {
             tokio::time::sleep(interval).await;
             let began = self.coordinator.driver.clock.mono();
-            let waiting = self.pass().await;
-            let metrics = &self.coordinator.driver.metrics.repair;
-            let all = waiting.values().sum::<usize>();
-            metrics.tombstones_waiting.set(u64::try_from(all).unwrap_or(u64::MAX));
+            let due = self.pass().await;
+            let driver = &self.coordinator.driver;
+            driver.metrics.repair.tombstones_waiting.set(u64::try_from(due.waiting).unwrap_or(u64::MAX));
+            *driver.due_tombstones.lock().unwrap_or_else(PoisonError::into_inner) = due;
             // A pass that finds much and can't purge it is no reason to read it all again at once.
             let took = Duration::from_micros(self.coordinator.driver.clock.mono().micros_since(began));
             tokio::time::sleep(took.min(REAP_INTERVAL_MAX) * 4).await;
@@ -236,8 +268,8 @@ impl Reaper {
     }
 
     /// Goes through all that is due; how many wait, and for whom.
-    async fn pass(&mut self) -> BTreeMap<NodeId, usize> {
-        let mut waiting = BTreeMap::new();
+    async fn pass(&mut self) -> DueTombstones {
+        let mut waiting = DueTombstones::default();
         let grace = u64::try_from(self.grace.as_millis()).unwrap_or(u64::MAX);
         let due = WallMs(self.coordinator.driver.clock.wall().0.saturating_sub(grace));
         let mut from = Some(schema::dead_key(WallMs(0), &[]));
@@ -251,10 +283,7 @@ impl Reaper {
             // The index is by time: what lies side by side is of many places, and each is a conversation.
             if next.is_none() || gathered.is_enough() {
                 for batch in std::mem::take(&mut gathered).batches() {
-                    let count = batch.records.len();
-                    for node in self.reap(batch).await {
-                        *waiting.entry(node).or_default() += count;
-                    }
+                    self.reap(batch, &mut waiting).await;
                 }
             }
             let busy = self.coordinator.under_way.load(Ordering::Relaxed) > 0;
@@ -320,12 +349,12 @@ impl Reaper {
         Ok(())
     }
 
-    /// Leads the collection of some records; whom it waits for.
-    async fn reap(&mut self, batch: Batched) -> BTreeSet<NodeId> {
+    /// Leads the collection of some records; adds those that wait.
+    async fn reap(&mut self, batch: Batched, waiting: &mut DueTombstones) {
         let coordinator = self.coordinator.clone();
         let driver = &coordinator.driver;
         let map = self.map.borrow().clone();
-        let Some(keyspace) = map.keyspace_by_id(batch.place.keyspace) else { return BTreeSet::new() };
+        let Some(keyspace) = map.keyspace_by_id(batch.place.keyspace) else { return };
         let others: Vec<NodeId> = homes(&map, keyspace, batch.place.partition)
             .into_iter()
             .filter(|node| *node != driver.me && !canary::sings(Canary::PurgedUnasked))
@@ -350,9 +379,11 @@ impl Reaper {
                     Effect::Finish { purged, confirmed, waits_for } => {
                         let now = driver.clock.mono();
                         confirmed.iter().for_each(|at| self.confirmed.note(&batch.records[*at].0, now));
+                        let left = batch.records.len().saturating_sub(purged);
+                        waiting.add(left, confirmed.len(), waits_for);
                         let purged = u64::try_from(purged).unwrap_or(0);
                         driver.metrics.repair.tombstones_purged.inc_by(purged);
-                        return waits_for;
+                        return;
                     }
                     effect => drop(tokio::spawn(async move {
                         let event = carry_out(&coordinator, &batch, effect).await;
@@ -360,7 +391,7 @@ impl Reaper {
                     })),
                 }
             }
-            let Some(event) = events.recv().await else { return BTreeSet::new() };
+            let Some(event) = events.recv().await else { return };
             machine.step(driver.clock.mono(), event, &mut effects);
             machine.check_invariants();
         }

@@ -164,6 +164,8 @@ pub struct Standing {
     pub refills: BTreeMap<NodeId, proto::Refill>,
     /// What those that answer have found damaged.
     pub damages: BTreeMap<NodeId, proto::Damage>,
+    /// Which tombstones are due and not purged yet, where those lead that answer.
+    pub tombstones: BTreeMap<NodeId, proto::DueTombstones>,
 }
 
 /// Asks all nodes how equal they are; those that don't say have proved nothing.
@@ -174,13 +176,15 @@ pub async fn standing(coordinator: &Coordinator, repairs: &Repairs, map: &Cluste
         others.map(|node| (node, ask(coordinator, node, operation::Kind::Proofs(true)))).collect();
     let own = coordinator.driver.refill.view(map, me).map(|view| (me, view.to_wire()));
     let (refills, damages) = (own.into_iter().collect(), [(me, damage(coordinator))].into());
-    let mut standing = Standing { proved: repairs.proofs(map), refills, damages };
+    let tombstones = [(me, coordinator.driver.due_tombstones())].into();
+    let mut standing = Standing { proved: repairs.proofs(map), refills, damages, tombstones };
     let deadline = Instant::now() + ANSWER_WITHIN;
     for (node, answer) in asked {
         let told = match tokio::time::timeout_at(deadline, answer).await {
             Ok(Ok(answer::Kind::Proofs(told))) if told.proved_ms.len() == standing.proved.len() => {
                 standing.refills.extend(told.refill.map(|refill| (node, refill)));
                 standing.damages.extend(told.damage.map(|damage| (node, damage)));
+                standing.tombstones.extend(told.tombstones.map(|due| (node, due)));
                 told.proved_ms.into_iter().map(WallMs).collect()
             }
             _ => unproved(map, node),

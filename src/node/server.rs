@@ -240,6 +240,7 @@ impl Node {
             choice: Arc::default(),
             engaged: Arc::default(),
             leaves: Arc::default(),
+            due_tombstones: Arc::default(),
             me: me.node,
             clock: env.clock.clone(),
             committer: committer.clone(),

@@ -150,6 +150,7 @@ impl NodeService {
             proved: ALONE,
             refill: None,
             damage: None,
+            tombstones: None,
         };
         if member.id == self.coordinator.driver.me {
             view.client_address.clone_from(&self.client_address);
@@ -282,12 +283,13 @@ impl ClusterHandler for NodeService {
             let map = self.maps.current();
             let standing = standing(&self.coordinator, &self.repairs, &map);
             let (hints, standing) = tokio::join!(self.hints(), standing);
-            let Standing { proved, mut refills, mut damages } = standing;
+            let Standing { proved, mut refills, mut damages, mut tombstones } = standing;
             let mut view = |member: &Member| {
                 let mut view = self.node_view(&map, member);
                 view.proved = oldest_of(&map, &proved, member.id);
                 view.refill = refills.remove(&member.id);
                 view.damage = damages.remove(&member.id);
+                view.tombstones = tombstones.remove(&member.id);
                 for log in hints.logs.iter().filter(|log| log.target == member.id) {
                     view.hints += log.hints;
                     view.hints_delivered += log.delivered;

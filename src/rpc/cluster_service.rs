@@ -65,6 +65,7 @@ impl<H: ClusterHandler> Cluster for ClusterService<H> {
             proved_ms: node.proved.0,
             refill: node.refill,
             damage: node.damage,
+            tombstones: node.tombstones,
         };
         Ok(Response::new(proto::StatusResponse {
             cluster_id: view.cluster_id,

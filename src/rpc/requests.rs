@@ -200,6 +200,8 @@ pub struct NodeView {
     pub refill: Option<proto::Refill>,
     /// What it has found damaged, if it answers.
     pub damage: Option<proto::Damage>,
+    /// Which tombstones are due there and not purged yet, if it answers.
+    pub tombstones: Option<proto::DueTombstones>,
 }
 
 /// The cluster as `status` shows it.

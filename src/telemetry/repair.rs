@@ -69,7 +69,10 @@ impl RepairMetrics {
             received_in_vain,
             sent,
             tombstones_purged,
-            tombstones_waiting: gauge("tombstones_waiting", "Dead records that wait for a replica"),
+            tombstones_waiting: gauge(
+                "tombstones_waiting",
+                "Dead records that are due and not purged yet, that this node leads",
+            ),
             refill_left: gauge("refill_trees_left", "Trees that a lost disk held and that are not back"),
             age: gauge("age_seconds", "Since the least recent proof that a peer agrees on a tree"),
             tree_items: gauge("tree_items", "Records that the Merkle trees count"),

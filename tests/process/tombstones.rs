@@ -5,7 +5,7 @@ use std::time::Duration;
 use quoral::rpc::proto;
 
 use crate::client::{self, bytes, get_r, kv, put, values};
-use crate::cluster::{Cluster, Node, alone, eventually, http_get, run, said};
+use crate::cluster::{Cluster, Node, alone, cli, eventually, http_get, run, said};
 use crate::repair::metric;
 
 /// Nodes that purge tombstones after three seconds.
@@ -110,11 +110,21 @@ async fn f02_a_replica_that_was_away_longer_than_the_grace_brings_nothing_back()
     // the dead node's.
     eventually(Duration::from_secs(30), || {
         let waiting = |at: usize| metric(&cluster.nodes[at], "quoral_repair_tombstones_waiting");
-        match waiting(0)? + waiting(1)? {
-            20..=50 => Ok(()),
-            other => Err(format!("{other} wait")),
+        match (waiting(0)?, waiting(1)?) {
+            (one, two) if one > 0 && two > 0 && (20..=50).contains(&(one + two)) => Ok(()),
+            other => Err(format!("{other:?} wait")),
         }
     });
+    let (output, _) = cli(&clients[..1], &["status", "-o", "json"]);
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).expect("an object");
+    let nodes = || told["nodes"].as_array().expect("nodes").iter();
+    let away =
+        nodes().find(|node| node["name"] == "n3").and_then(|node| node["node_id"].as_str()).expect("n3");
+    for due in nodes().filter(|node| node["name"] != "n3").map(|node| &node["tombstones"]) {
+        // All that they lead wait for the one that is away.
+        assert!(due["waiting"].as_u64() > Some(0), "{told}");
+        assert_eq!(due["waits_for"], serde_json::json!({away: due["waiting"]}), "{told}");
+    }
     for node in &cluster.nodes[..2] {
         assert_eq!(metric(node, "quoral_repair_tombstones_purged_total"), Ok(0));
         assert_eq!(metric(node, "quoral_repair_tree_items"), Ok(50));

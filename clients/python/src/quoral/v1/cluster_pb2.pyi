@@ -31,8 +31,24 @@ class Damage(_message.Message):
     unreadable: bool
     def __init__(self, waiting: _Optional[int] = ..., quarantined: _Optional[int] = ..., unreadable: bool = ...) -> None: ...
 
+class DueTombstones(_message.Message):
+    __slots__ = ("waiting", "waits_for")
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FOR_FIELD_NUMBER: _ClassVar[int]
+    waiting: int
+    waits_for: _containers.RepeatedCompositeFieldContainer[TombstonesFor]
+    def __init__(self, waiting: _Optional[int] = ..., waits_for: _Optional[_Iterable[_Union[TombstonesFor, _Mapping]]] = ...) -> None: ...
+
+class TombstonesFor(_message.Message):
+    __slots__ = ("node_id", "tombstones")
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    TOMBSTONES_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    tombstones: int
+    def __init__(self, node_id: _Optional[str] = ..., tombstones: _Optional[int] = ...) -> None: ...
+
 class NodeStatus(_message.Message):
-    __slots__ = ("node_id", "name", "address", "client_address", "zone", "state", "ownership", "hints", "disk_bytes", "durability", "map_version", "hints_delivered", "hints_per_second", "hints_refused", "hints_refusal", "proved_ms", "refill", "damage")
+    __slots__ = ("node_id", "name", "address", "client_address", "zone", "state", "ownership", "hints", "disk_bytes", "durability", "map_version", "hints_delivered", "hints_per_second", "hints_refused", "hints_refusal", "proved_ms", "refill", "damage", "tombstones")
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +67,7 @@ class NodeStatus(_message.Message):
     PROVED_MS_FIELD_NUMBER: _ClassVar[int]
     REFILL_FIELD_NUMBER: _ClassVar[int]
     DAMAGE_FIELD_NUMBER: _ClassVar[int]
+    TOMBSTONES_FIELD_NUMBER: _ClassVar[int]
     node_id: str
     name: str
     address: str
@@ -69,7 +86,8 @@ class NodeStatus(_message.Message):
     proved_ms: int
     refill: Refill
     damage: Damage
-    def __init__(self, node_id: _Optional[str] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., client_address: _Optional[str] = ..., zone: _Optional[str] = ..., state: _Optional[str] = ..., ownership: _Optional[float] = ..., hints: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., durability: _Optional[str] = ..., map_version: _Optional[int] = ..., hints_delivered: _Optional[int] = ..., hints_per_second: _Optional[int] = ..., hints_refused: _Optional[int] = ..., hints_refusal: _Optional[str] = ..., proved_ms: _Optional[int] = ..., refill: _Optional[_Union[Refill, _Mapping]] = ..., damage: _Optional[_Union[Damage, _Mapping]] = ...) -> None: ...
+    tombstones: DueTombstones
+    def __init__(self, node_id: _Optional[str] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., client_address: _Optional[str] = ..., zone: _Optional[str] = ..., state: _Optional[str] = ..., ownership: _Optional[float] = ..., hints: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., durability: _Optional[str] = ..., map_version: _Optional[int] = ..., hints_delivered: _Optional[int] = ..., hints_per_second: _Optional[int] = ..., hints_refused: _Optional[int] = ..., hints_refusal: _Optional[str] = ..., proved_ms: _Optional[int] = ..., refill: _Optional[_Union[Refill, _Mapping]] = ..., damage: _Optional[_Union[Damage, _Mapping]] = ..., tombstones: _Optional[_Union[DueTombstones, _Mapping]] = ...) -> None: ...
 
 class StatusResponse(_message.Message):
     __slots__ = ("cluster_id", "layout_version", "map_version", "partitions", "nodes", "answered_by", "proved_ms", "now_ms")
