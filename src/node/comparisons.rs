@@ -112,10 +112,12 @@ pub fn place_of(
 }
 
 fn compare_roots(driver: &Driver, map: &ClusterMap, roots: &proto::CompareRoots) -> proto::RootsCompared {
-    let mut verdicts = Vec::new();
+    let (mut verdicts, mut damaged) = (Vec::new(), Vec::new());
+    let damaged_trees = driver.committer.damaged_trees();
     driver.committer.with_forest(|forest| {
         for (at, root) in (0_u32..).zip(&roots.roots) {
             let place = place_of(map, driver.me, KeyspaceId(root.keyspace_id), root.partition);
+            damaged.extend(place.as_ref().is_ok_and(|place| damaged_trees.contains(place)).then_some(at));
             let (verdict, items) =
                 match (place.map(|place| forest.root(place)), wire::root_of_wire(&root.sum)) {
                     (Err(_), _) | (_, None) => (Verdict::NotMine, 0),
@@ -126,7 +128,7 @@ fn compare_roots(driver: &Driver, map: &ClusterMap, roots: &proto::CompareRoots)
             verdicts.push(proto::RootVerdict { at, verdict: verdict.into(), items });
         }
     });
-    proto::RootsCompared { verdicts }
+    proto::RootsCompared { verdicts, damaged }
 }
 
 fn storage_error(error: StorageError) -> Refused {

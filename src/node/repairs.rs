@@ -5,7 +5,7 @@
 //! node's share of the work is bounded; a tree that another peer is at is left for the end (`engaged`). One that fails does not keep the others from being tried; a pass that breaks off,
 //! since the peer is silent, begins anew with the next, which finds equal what was made equal, at the cost of its root.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -208,12 +208,20 @@ impl Repairs {
         let began = driver.clock.wall();
         let roots = self.roots(left.values());
         let mut exchanged = Vec::new();
-        let verdicts = ask_roots(talk, &roots).await?;
+        let (verdicts, mut damaged) = ask_roots(talk, &roots).await?;
+        let own = driver.committer.damaged_trees();
+        damaged.extend((0..roots.len()).filter(|at| own.contains(&roots[*at].0.place)));
+        if talk.refills {
+            // Healing waits for the refilled replica, so that must not wait for healing.
+            damaged.clear();
+        }
         let mut unready = left.len() - roots.len();
         let mut late = 0;
         for (at, (shared, (_, items))) in roots.iter().enumerate() {
             driver.metrics.repair.compared.inc();
             let is_whole = match verdicts.get(&at).map(|verdict| (verdict.verdict(), verdict.items)) {
+                // A root does not have what is damaged.
+                None if damaged.contains(&at) => false,
                 None => {
                     driver.metrics.repair.equal.inc();
                     talk.progress.send_modify(|p| p.equal += u64::from(!shared.is_counted));
@@ -223,9 +231,10 @@ impl Repairs {
                 Some((Verdict::Differs, theirs)) => {
                     match talk.exchange(shared.place, shared.conflicts, theirs.max(*items)).await {
                         Ok(too_new) => {
-                            exchanged.push(*shared);
+                            let is_sound = !damaged.contains(&at);
+                            exchanged.extend(is_sound.then_some(*shared));
                             talk.progress.send_modify(|p| p.too_new += too_new);
-                            too_new == 0
+                            too_new == 0 && is_sound
                         }
                         Err(Broken::Silent) => return Err(Broken::Silent),
                         Err(Broken::Taken) => {
@@ -263,6 +272,10 @@ impl Repairs {
             let problem = format!("{unready} trees can't be compared now");
             talk.progress.send_modify(|p| drop(p.problems.insert(talk.peer, problem)));
         }
+        if !damaged.is_empty() {
+            let problem = format!("{} trees have damaged records that wait to be healed", damaged.len());
+            talk.progress.send_modify(|p| drop(p.problems.insert(talk.peer, problem)));
+        }
         self.prove(talk, began, &exchanged).await
     }
 
@@ -287,9 +300,10 @@ impl Repairs {
         }
         let now = self.coordinator.driver.clock.wall();
         let roots = self.roots(exchanged.iter());
-        let verdicts = ask_roots(talk, &roots).await?;
+        let (verdicts, damaged) = ask_roots(talk, &roots).await?;
         for (at, (shared, _)) in roots.iter().enumerate() {
             match verdicts.get(&at).map(proto::RootVerdict::verdict) {
+                _ if damaged.contains(&at) => {}
                 None => self.proofs.prove(talk.peer, shared.place, now),
                 Some(Verdict::Differs) => self.proofs.exchanged(talk.peer, shared.place, settled),
                 Some(_) => {}
@@ -313,11 +327,12 @@ impl Repairs {
     }
 }
 
-/// What a peer says of roots that it does not find equal, by their place in the question.
+/// What a peer says of roots that it does not find equal, by their place in the question; and which of the trees have
+/// damaged records there.
 async fn ask_roots(
     talk: &Talk<'_>,
     roots: &[(Shared, (Sum, u64))],
-) -> Result<BTreeMap<usize, proto::RootVerdict>, Broken> {
+) -> Result<(BTreeMap<usize, proto::RootVerdict>, BTreeSet<usize>), Broken> {
     let wired = roots.iter().map(|(at, (sum, items))| proto::TreeRoot {
         partition: at.place.partition.0.into(),
         keyspace_id: at.place.keyspace.0,
@@ -327,7 +342,8 @@ async fn ask_roots(
     let question = proto::CompareRoots { roots: wired.collect() };
     let answer = talk.ask(0, operation::Kind::CompareRoots(question)).await?;
     let answer::Kind::Roots(answer) = answer else { return Err(Broken::Nonsense("roots")) };
-    Ok(answer.verdicts.into_iter().map(|verdict| (verdict.at as usize, verdict)).collect())
+    let verdicts = answer.verdicts.into_iter().map(|verdict| (verdict.at as usize, verdict)).collect();
+    Ok((verdicts, answer.damaged.into_iter().map(|at| at as usize).collect()))
 }
 
 /// `antientropy::exchange::SETTLE` in milliseconds.

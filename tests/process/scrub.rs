@@ -134,6 +134,40 @@ fn quarantine(node: &Node) -> (i32, Value) {
     (output.status.code().expect("not killed"), value)
 }
 
+/// A tree with damaged records is not proved equal, and `repair` says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_damaged_is_not_said_to_be_repaired() {
+    let _alone = alone();
+    let mut cluster = scrubbing();
+    cluster.start_all();
+    client::wait_for_all(&cluster.all_clients(), 3).await;
+    put_all(cluster.nodes[0].client, "default", 60).await;
+    all_hold(&cluster, 60);
+    stop(&mut cluster.nodes[2]);
+    let damaged = flip_records(&cluster.nodes[2].data(), 20);
+    stop(&mut cluster.nodes[1]);
+    cluster.nodes[2].start();
+    cluster.nodes[2].wait_ready();
+    links(&cluster, 2, 1);
+    links(&cluster, 0, 1);
+    eventually(Duration::from_secs(60), || {
+        let found = scrubbed(&cluster.nodes[2], "records_damaged")?;
+        if found == damaged { Ok(()) } else { Err(format!("{found} of {damaged} are found")) }
+    });
+    let output = cli(&cluster.clients(&[0]), &["repair", "-o", "json"]).0;
+    assert_eq!(output.status.code(), Some(5), "{}", said(&output));
+    assert!(said(&output).contains("trees have damaged records that wait to be healed"), "{}", said(&output));
+    cluster.nodes[1].start();
+    cluster.wait_ready();
+    eventually(Duration::from_secs(60), || match scrubbed(&cluster.nodes[2], "records_damaged")? {
+        0 => Ok(()),
+        left => Err(format!("{left} wait")),
+    });
+    (0..3).for_each(|at| links(&cluster, at, 2));
+    let repair = cli(&cluster.clients(&[0]), &["repair", "-o", "json"]).0;
+    assert_eq!(repair.status.code(), Some(0), "{}", said(&repair));
+}
+
 /// The places that are damaged wait until all of their replicas are there, and are never answered for meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f29_damaged_records_are_never_served_and_are_healed_by_the_scrub_alone() {

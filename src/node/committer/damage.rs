@@ -4,9 +4,10 @@
 use std::collections::BTreeSet;
 
 use super::{Committer, Shared, load_cause, lock};
+use crate::antientropy::forest::Place as TreeOf;
 use crate::replica::quarantine::{self, Healing};
 use crate::replica::stored::{self, LoadError, Place};
-use crate::storage::{Batch, Write};
+use crate::storage::{Batch, Write, schema};
 use crate::types::error::Cause;
 use crate::types::limits::QUARANTINE_WAITING;
 use crate::version::record::{Record, Summary};
@@ -48,6 +49,15 @@ impl Committer {
     /// Places that wait to be healed.
     pub fn waiting(&self) -> BTreeSet<Vec<u8>> {
         lock(&self.shared.quarantine).waiting().clone()
+    }
+
+    /// The trees in which places wait to be healed.
+    pub fn damaged_trees(&self) -> BTreeSet<TreeOf> {
+        let quarantine = lock(&self.shared.quarantine);
+        let tree = |key: &Vec<u8>| {
+            schema::split_range(key).map(|(partition, keyspace)| TreeOf { partition, keyspace })
+        };
+        quarantine.waiting().iter().filter_map(tree).collect()
     }
 
     /// How many places wait to be healed, and how many records are in quarantine.
