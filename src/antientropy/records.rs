@@ -82,7 +82,7 @@ struct Kept {
     /// The leaf's sum before it was read and after; none if that was not one.
     sum: Option<Sum>,
     since: Mono,
-    /// None if there are too many.
+    /// None if there are too many: a write or two don't change that, and it is not tried again for a while.
     records: Option<Arc<Vec<Listed>>>,
 }
 
@@ -107,7 +107,7 @@ impl Remembered<'_> {
         let is_good = |kept: &Kept| {
             kept.at == at
                 && self.now < kept.since + KEPT_FOR
-                && (self.old_will_do || (sum.is_some() && kept.sum == sum))
+                && (self.old_will_do || kept.records.is_none() || (sum.is_some() && kept.sum == sum))
         };
         if let Some(kept) = self.leaves.kept().iter().find(|kept| is_good(kept)) {
             return Ok(kept.records.clone());
