@@ -9,12 +9,14 @@ use std::io::{BufRead, BufReader};
 use std::ops::Bound;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use quoral::storage::memory::MemoryStorage;
 use quoral::storage::sled::SledStorage;
 use quoral::storage::{Batch, Entry, Storage, StorageError};
 use quoral::types::limits;
+use quoral::types::time::Mono;
 
 const CACHE: u64 = 8 << 20;
 
@@ -382,6 +384,8 @@ enum Op {
     Scan(Bound<Vec<u8>>, Bound<Vec<u8>>, bool),
     Sync,
     Reopen,
+    /// A step of a compaction.
+    Compact,
 }
 
 fn any_key() -> impl Strategy<Value = Vec<u8>> {
@@ -410,6 +414,7 @@ fn any_op() -> impl Strategy<Value = Op> {
         4 => (any_bound(), any_bound(), any::<bool>()).prop_map(|(from, to, r)| Op::Scan(from, to, r)),
         1 => Just(Op::Sync),
         1 => Just(Op::Reopen),
+        2 => Just(Op::Compact),
     ]
 }
 
@@ -457,7 +462,7 @@ fn step(storage: &dyn Storage, model: &mut BTreeMap<Vec<u8>, Vec<u8>>, op: &Op) 
             assert_eq!(scan(storage, as_slice(from), as_slice(to), *reverse), expected);
         }
         Op::Sync => storage.sync().expect("synced"),
-        Op::Reopen => {}
+        Op::Reopen | Op::Compact => {}
     }
 }
 
@@ -476,6 +481,11 @@ proptest! {
                 drop(disk.take());
                 disk = Some(sled(dir.path()));
             }
+            if let (Op::Compact, Some(disk)) = (op, &disk) {
+                // Begins one, or goes on with it.
+                disk.compact_anyway().expect("begun");
+                disk.compact(Mono(0), 0).expect("a step");
+            }
             step(disk.as_ref().expect("open"), &mut of_disk, op);
         }
         let last = Op::Scan(Bound::Unbounded, Bound::Unbounded, true);
@@ -485,6 +495,8 @@ proptest! {
 }
 
 const CHILD_DIR: &str = "QUORAL_TEST_CHILD_DIR";
+/// Set if the child is to compact all the time.
+const CHILD_COMPACTS: &str = "QUORAL_TEST_CHILD_COMPACTS";
 const CHILD_FROM: &str = "QUORAL_TEST_CHILD_FROM";
 /// Batches between two syncs of the child.
 const GROUP: u64 = 5;
@@ -502,7 +514,16 @@ fn shared_value(n: u64) -> Vec<u8> {
 /// The child: writes batches from a number on, and prints the last number after each sync, until killed.
 /// Each batch puts a key of its own twice and replaces a shared one; some values are large.
 fn child(dir: &str, from: u64) {
-    let storage = sled(Path::new(dir));
+    let storage = Arc::new(sled(Path::new(dir)));
+    if std::env::var(CHILD_COMPACTS).is_ok() {
+        let storage = storage.clone();
+        std::thread::spawn(move || {
+            loop {
+                storage.compact_anyway().expect("begun");
+                storage.compact(Mono(0), 0).expect("a step");
+            }
+        });
+    }
     for n in from.. {
         let mut batch = Batch::new();
         batch.put(number_key(b"a", n), n.to_be_bytes());
@@ -516,7 +537,7 @@ fn child(dir: &str, from: u64) {
     }
 }
 
-/// Kills a writer five times in the middle of its work. Nothing acknowledged is missing, and what is there
+/// Kills a writer eight times in the middle of its work. Nothing acknowledged is missing, and what is there
 /// beyond that is a prefix of whole batches.
 #[test]
 fn sled_loses_nothing_acknowledged_when_killed() {
@@ -526,10 +547,13 @@ fn sled_loses_nothing_acknowledged_when_killed() {
     }
     let dir = tempfile::tempdir().expect("a directory");
     let mut next = 1;
-    for round in 0..5 {
+    for round in 0..8 {
         let mut command = Command::new(std::env::current_exe().expect("this test"));
         command.args(["--exact", "sled_loses_nothing_acknowledged_when_killed", "--nocapture"]);
         command.env(CHILD_DIR, dir.path()).env(CHILD_FROM, next.to_string()).stdout(Stdio::piped());
+        if round % 2 == 1 {
+            command.env(CHILD_COMPACTS, "1");
+        }
         let mut process = command.spawn().expect("started");
         let mut lines = BufReader::new(process.stdout.take().expect("piped")).lines();
         let mut acknowledged = 0;

@@ -14,11 +14,16 @@ use std::io::{BufRead, BufReader};
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 
+use quoral::storage::compact::Step;
 use quoral::storage::sled::SledStorage;
 use quoral::storage::{Batch, Storage, StorageError};
+use quoral::types::time::Mono;
 
 const CHILD_DIR: &str = "QUORAL_TEST_CHILD_DIR";
+/// Set if the child is to compact all the time.
+const CHILD_COMPACTS: &str = "QUORAL_TEST_CHILD_COMPACTS";
 const CHILD_FROM: &str = "QUORAL_TEST_CHILD_FROM";
 const CHILD_GROUP: &str = "QUORAL_TEST_CHILD_GROUP";
 
@@ -48,7 +53,18 @@ fn has_large(n: u64) -> bool {
 }
 
 fn child(dir: &Path, from: u64, group: u64) {
-    let storage = open(dir);
+    let storage = Arc::new(open(dir));
+    if std::env::var(CHILD_COMPACTS).is_ok() {
+        let storage = storage.clone();
+        std::thread::spawn(move || {
+            loop {
+                storage.compact_anyway().expect("begun");
+                if let Step::Compacted(before, after) = storage.compact(Mono(0), 0).expect("a step") {
+                    println!("compacted {before} to {after}");
+                }
+            }
+        });
+    }
     for n in from.. {
         if n.is_multiple_of(3) {
             // Alone, so not in a batch of sled's; `last` is then a batch behind.
@@ -161,8 +177,9 @@ fn run(command: &mut Command) {
     assert!(status.as_ref().is_ok_and(|status| status.success()), "{command:?}: {status:?}");
 }
 
-fn start(dir: &Path, from: u64, group: u64) -> Child {
+fn start(dir: &Path, from: u64, group: u64, compacts: bool) -> Child {
     Command::new(std::env::current_exe().expect("this test"))
+        .envs(compacts.then_some((CHILD_COMPACTS, "1")))
         .args(["--exact", "nothing_acknowledged_is_lost_in_a_power_cut", "--nocapture"])
         .env(CHILD_DIR, dir)
         .env(CHILD_FROM, from.to_string())
@@ -248,24 +265,28 @@ fn nothing_acknowledged_is_lost_in_a_power_cut() {
     let disk = Disk::new(dir.path());
     let data = disk.path().join("data");
     let mut last = 0;
-    for (round, group) in [1, 40, 20_000, 7, 20_000, 20_000, 300, 20_000].into_iter().enumerate() {
-        let mut process = start(&data, last + 1, group);
+    let rounds = [1, 40, 20_000, 7, 20_000, 20_000, 300, 20_000];
+    let rounds = rounds.iter().flat_map(|group| [(*group, false), (*group, true)]).chain([(1, true); 8]);
+    for (round, (group, compacts)) in rounds.enumerate() {
+        let mut process = start(&data, last + 1, group, compacts);
         let mut lines = BufReader::new(process.stdout.take().expect("piped")).lines();
         let goal = if group < 1_000 { last + 2_000 + 10 * group } else { last + 1 };
-        let mut acknowledged = 0;
+        let (mut acknowledged, mut compacted) = (0, 0);
         while acknowledged < goal {
             let line = lines.next().expect("the child runs until the cut").expect("read");
+            compacted += usize::from(line.starts_with("compacted "));
             if let Some(n) = line.strip_prefix("acknowledged ") {
                 acknowledged = n.parse().expect("a number");
             }
         }
         if group > 1_000 {
             // In the midst of what is not synced.
-            std::thread::sleep(std::time::Duration::from_millis(200 + 130 * round as u64));
+            std::thread::sleep(std::time::Duration::from_millis(200 + 65 * round as u64));
         }
         disk.cut();
         process.kill().expect("killed");
         for line in lines.map_while(Result::ok) {
+            compacted += usize::from(line.starts_with("compacted "));
             if let Some(n) = line.strip_prefix("acknowledged ").and_then(|n| n.parse().ok()) {
                 acknowledged = n;
             }
@@ -275,6 +296,8 @@ fn nothing_acknowledged_is_lost_in_a_power_cut() {
         disk.mount();
         let storage = open(&data);
         last = check(&storage, acknowledged);
-        println!("round {round}: sync every {group}: {acknowledged} acknowledged, {last} there");
+        println!(
+            "round {round}: sync every {group}: {acknowledged} acknowledged, {last} there, {compacted} compactions"
+        );
     }
 }

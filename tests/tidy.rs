@@ -38,7 +38,7 @@ const WITHIN_A_LAYER: [(&str, &str); 1] = [("machine", "types")];
 
 /// Names that one place alone may use: the start of the resolved path, and where it is allowed.
 const CONFINED: [(&str, &[&str]); 5] = [
-    ("sled", &["src/storage/sled.rs"]),
+    ("sled", &["src/storage/sled.rs", "src/storage/engine.rs", "src/storage/compact.rs"]),
     ("tokio::net", &["src/rpc/transport.rs"]),
     ("foca", &["src/gossip/", "src/node/gossip"]),
     ("std::time::Instant::now", &["src/node/env.rs", "src/cli/"]),

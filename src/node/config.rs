@@ -202,6 +202,8 @@ impl Default for RepairConfig {
 pub struct StorageConfig {
     /// Memory for cached pages.
     pub cache_bytes: u64,
+    /// The smallest log of the engine that is compacted; 0 for never.
+    pub compact_bytes: u64,
 }
 
 /// The async runtime.
@@ -227,7 +229,7 @@ struct Key {
 }
 
 /// Every key there is, in the order in which `config show` prints them.
-const KEYS: [Key; 32] = {
+const KEYS: [Key; 33] = {
     const fn key(
         section: &'static str,
         name: &'static str,
@@ -305,6 +307,9 @@ const KEYS: [Key; 32] = {
             c.repair.read_repair.to_string()
         }),
         key("storage", "cache_bytes", "memory for cached pages", |c| c.storage.cache_bytes.to_string()),
+        key("storage", "compact_bytes", "the smallest log that is compacted; 0: never", |c| {
+            c.storage.compact_bytes.to_string()
+        }),
         key("runtime", "threads", "worker threads of the async runtime", |c| c.runtime.threads.to_string()),
         key("log", "level", "error, warn, info, debug or trace; then target=level, by comma", |c| {
             quote(&c.log.level)

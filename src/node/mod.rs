@@ -8,6 +8,7 @@
 
 pub mod batch;
 pub mod committer;
+mod compactor;
 pub mod comparisons;
 pub mod config;
 pub mod coordinator;

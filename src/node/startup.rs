@@ -4,6 +4,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::compactor;
 use super::config::Config;
 use super::datadir::{DataDir, DataDirError};
 use super::env::Env;
@@ -97,15 +98,18 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()> + Send) -> R
     let bootstrap = bootstrap_map(&config)?;
     let (path, cluster, node) = (&config.node.data_dir, bootstrap.cluster, config.node.id);
     let mut dir = DataDir::open(path, cluster, node, || DiskId(env.random()), env.clock.wall())?;
-    let storage: Arc<dyn Storage> =
-        Arc::new(SledStorage::open(&dir.storage_path(), config.storage.cache_bytes)?);
+    let engine = Arc::new(SledStorage::open(&dir.storage_path(), config.storage.cache_bytes)?);
+    let storage: Arc<dyn Storage> = engine.clone();
     check_disk(&mut dir, &*storage, &env)?;
     let disk = begin_life(&mut dir, &*storage, &env, config.node.durability)?;
     let map = starting_map(&*storage, bootstrap)?;
     tracing::info!(node = %node, name = %config.node.name, cluster = %cluster, map = %map.version, "starting");
     let node = Node::start(env, &config, storage.clone(), disk, map).await?;
+    let driver = &node.service().coordinator.driver;
+    let (clock, metrics) = (driver.clock.clone(), driver.metrics.clone());
     let result = tokio::select! {
         result = serve(&node) => result,
+        () = compactor::run(clock, engine, config.storage.compact_bytes, metrics) => Ok(()),
         () = shutdown => Ok(()),
     };
     if result.is_ok() {

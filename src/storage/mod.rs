@@ -12,6 +12,9 @@
 //!   (`schema::seal`).
 //! - Once a sync has failed, the storage only reads: the device may have dropped what it could not write.
 
+pub mod compact;
+mod engine;
+mod generations;
 mod large;
 mod log_check;
 pub mod memory;

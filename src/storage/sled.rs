@@ -1,4 +1,4 @@
-//! Storage in `sled`: the default engine. The only file that names it.
+//! Storage in `sled`: the default engine. With [`super::engine`] and [`super::compact`] all that names it.
 //!
 //! What sled 0.34 does, and what is done about it here:
 //! - `flush()` ends in `sync_file_range`, which a power cut undoes. After it, [`SledStorage::sync`] syncs
@@ -16,6 +16,7 @@
 //! - It takes damage in its log for the end of a crash, and goes back to older pages: [`super::log_check`] reads the log
 //!   first.
 //! - Its own flush thread is off: the commit thread syncs.
+//! - Its log never gets shorter: [`super::compact`] makes a new one.
 //!
 //! Invariants:
 //! 1. What `sync` has acknowledged survives a power cut; what was written since survives as a prefix of the
@@ -29,71 +30,50 @@
 //! What it does not do: notice that one of sled's own threads has died, which leaves a sync waiting.
 
 use std::borrow::Cow;
-use std::cell::Cell;
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::ErrorKind;
+use std::fs::File;
 use std::ops::Bound;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, Once, OnceLock, PoisonError};
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use super::compact::{Copy, State};
+use super::engine::{Engine, SEGMENT_BYTES, caught, sync_tree};
+use super::generations;
 use super::large::{INLINE_BYTES_MAX, LargeValues, Pointer, from_io};
-use super::log_check::{self, Tide};
 use super::stored::{Stored, decode, encode_inline, encode_pointer, stuff, unstuff};
 use super::{Batch, Storage, StorageError, Write, is_empty_range};
 
 /// Longest key, as stored. A key of `schema` has at most 3 081 bytes, and stuffing adds to few of them.
 const KEY_BYTES_MAX: usize = 3_200;
-/// Bytes of one segment of sled's log. An inner page has up to 256 + 64 keys while it is merged, a leaf up
-/// to 16 + 4 values; either must stay below a quarter of this.
-const SEGMENT_BYTES: usize = 4 << 20;
 const _: () = assert!((256 + 64) * (KEY_BYTES_MAX + 32) < SEGMENT_BYTES / 4);
 const _: () = assert!((16 + 4) * (INLINE_BYTES_MAX + KEY_BYTES_MAX + 32) < SEGMENT_BYTES / 4);
 /// Writes are refused while the disk has less room than this: enough for what is written between two
 /// looks, and for the snapshot that sled writes at start.
-const RESERVE_BYTES: u64 = 32 << 20;
+pub(super) const RESERVE_BYTES: u64 = 32 << 20;
 /// Bytes of batches after which the room on the disk is looked at again.
 const LOOK_BYTES: u64 = 1 << 20;
 /// What a write adds to the log beside its own bytes, at the most often: the page that it lands on.
 const PAGE_BYTES: usize = 4 << 10;
 
-/// How often, and how long after each other, a drop looks whether sled has let go of its lock.
-const RELEASE_TRIES: u32 = 2_000;
-const RELEASE_PAUSE: Duration = Duration::from_millis(1);
-
-/// sled looks for pages to drop from its cache once 64 accesses of one of its 256 shards have come together,
-/// however large the pages are. So a value counts as one more access per this many bytes: what waits to be
-/// looked at is then about 256 * 64 * 16 (keys a page) * this, or 128 MiB, at the most.
-const TOUCH_BYTES: usize = 512;
-
-/// Most characters of a panic's message that an error repeats.
-const PANIC_CHARS: usize = 200;
-
-/// The engine's own keys stand in a tree of their own.
-const OWN_TREE: &str = "quoral";
-const FORMAT_KEY: &str = "format";
-const FORMAT: [u8; 2] = [b'S', 1];
-
 /// A `sled` database in a directory.
 pub struct SledStorage {
-    /// `None` only while it is dropped.
-    db: Option<sled::Db>,
-    log: File,
-    dir: File,
-    large: LargeValues,
-    tide: Tide,
-    /// Whether a page could not be read.
-    unreadable: AtomicBool,
-    failed: OnceLock<StorageError>,
+    engine: RwLock<Arc<Engine>>,
+    pub(super) dir: PathBuf,
+    dir_handle: File,
+    pub(super) cache_bytes: u64,
+    pub(super) large: LargeValues,
     writer: Mutex<Writer>,
+    pub(super) compaction: Mutex<State>,
+    /// Bytes of the log that a compaction writes, or has left behind.
+    pub(super) beside: AtomicU64,
+    /// Bytes of keys and values, of large ones only where they are, as the last look of the compaction found them.
+    pub(super) live: AtomicU64,
 }
 
 /// What writers share; whoever writes holds it.
 #[derive(Default)]
-struct Writer {
+pub(super) struct Writer {
     /// Number of the log's segment up to which it is on stable storage.
     durable_segment: u64,
     /// Bytes written since the room on the disk was looked at.
@@ -101,71 +81,70 @@ struct Writer {
     has_room: bool,
     /// Large values that were replaced, and the lengths of their keys: deleted after the next sync.
     garbage: Vec<(Pointer, usize)>,
+    /// What is to take the engine's place, and is kept equal up to where it has come.
+    pub copy: Option<Copy>,
 }
 
 impl SledStorage {
     /// Whether there is a database in `dir` already.
     pub fn exists(dir: &Path) -> bool {
-        dir.join("db").is_file()
+        generations::newest(dir).is_ok_and(|newest| Engine::exists(&generations::folder(dir, newest)))
     }
 
     /// Opens or makes a database in `dir`, whose cache holds `cache_bytes` of pages.
     pub fn open(dir: &Path, cache_bytes: u64) -> Result<SledStorage, StorageError> {
-        print_only_what_is_not_caught();
-        prepare(dir).map_err(from_io)?;
-        let config = sled::Config::new()
-            .path(dir)
-            .cache_capacity(cache_bytes.max(1 << 20))
-            .segment_size(SEGMENT_BYTES)
-            .flush_every_ms(None);
-        log_check::check(dir, SEGMENT_BYTES)?;
-        let db = caught(|| config.open())?;
-        check_format(&db)?;
-        let log = File::open(dir.join("db")).map_err(from_io)?;
+        let newest = generations::newest(dir).map_err(from_io)?;
+        let engine = Engine::open(&generations::folder(dir, newest), cache_bytes)?;
         let large = LargeValues::open(&dir.join("large"), |id, key| {
-            let stored = caught(|| db.get(stuff(key)))?;
+            let stored = caught(|| engine.db().get(stuff(key)))?;
             Ok(matches!(stored.as_deref().map(decode), Some(Ok(Stored::At(pointer))) if pointer.id == id))
         })?;
-        let writer = Mutex::new(Writer::default());
-        let (dir_handle, tide) = (File::open(dir).map_err(from_io)?, Tide::open(dir)?);
-        let (unreadable, failed) = (AtomicBool::new(false), OnceLock::new());
-        let storage =
-            SledStorage { db: Some(db), log, dir: dir_handle, large, tide, unreadable, failed, writer };
-        storage.sync()?;
+        engine.sync()?;
+        generations::remove_others(dir, newest).map_err(from_io)?;
         // What opening itself has made: the snapshot, the configuration, the names of all.
         sync_tree(dir).map_err(from_io)?;
-        Ok(storage)
+        Ok(SledStorage {
+            engine: RwLock::new(Arc::new(engine)),
+            dir: dir.to_path_buf(),
+            dir_handle: File::open(dir).map_err(from_io)?,
+            cache_bytes,
+            large,
+            writer: Mutex::default(),
+            compaction: Mutex::new(State::new(newest)),
+            beside: AtomicU64::new(0),
+            live: AtomicU64::new(0),
+        })
     }
 
-    fn db(&self) -> &sled::Db {
-        self.db.as_ref().expect("there until drop")
+    pub(super) fn engine(&self) -> Arc<Engine> {
+        self.engine.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn writer(&self) -> MutexGuard<'_, Writer> {
+    pub(super) fn writer(&self) -> MutexGuard<'_, Writer> {
         // Each field is whole at any moment.
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn check_failed(&self) -> Result<(), StorageError> {
-        self.failed.get().map_or(Ok(()), |error| Err(error.clone()))
+    /// Has another engine take the place of this one, which has all that this one has. Returns this one.
+    pub(super) fn exchange(&self, writer: &mut Writer, next: Arc<Engine>) -> Arc<Engine> {
+        writer.durable_segment = next.written() / SEGMENT_BYTES as u64;
+        std::mem::replace(&mut self.engine.write().unwrap_or_else(PoisonError::into_inner), next)
     }
 
-    /// Runs a reading of sled's, and notes that there are pages that can't be read.
-    fn reading<T>(&self, f: impl FnOnce() -> sled::Result<T>) -> Result<T, StorageError> {
-        caught(f).inspect_err(|error| {
-            if let StorageError::Corrupt(_) = error {
-                self.unreadable.store(true, Ordering::Relaxed);
-            }
-        })
+    /// Bytes of room on the disk.
+    pub(super) fn room(&self) -> Result<u64, StorageError> {
+        let stat = rustix::fs::fstatvfs(&self.dir_handle)
+            .map_err(|error| StorageError::Io(format!("room on the disk: {error}")))?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
     /// Keeps invariant 4.
-    fn check_readable(&self, writes: &BTreeMap<&[u8], Option<&[u8]>>) -> Result<(), StorageError> {
-        if !self.unreadable.load(Ordering::Relaxed) {
+    fn check_readable(engine: &Engine, writes: &BTreeMap<&[u8], Option<&[u8]>>) -> Result<(), StorageError> {
+        if !engine.is_unreadable() {
             return Ok(());
         }
         for key in writes.keys() {
-            match caught(|| self.db().get(stuff(key))) {
+            match caught(|| engine.db().get(stuff(key))) {
                 Err(StorageError::Corrupt(what)) => return Err(StorageError::Unreadable(what)),
                 other => drop(other?),
             }
@@ -173,45 +152,19 @@ impl SledStorage {
         Ok(())
     }
 
-    /// Runs a change of sled's; its failure is final (invariant 3).
-    fn change<T>(&self, f: impl FnOnce() -> sled::Result<T>) -> Result<T, StorageError> {
-        caught(f).map_err(|error| {
-            let error = match error {
-                StorageError::Full => StorageError::Io("the disk is full, in the middle of a write".into()),
-                other => other,
-            };
-            self.failed.get_or_init(|| error.clone());
-            error
-        })
-    }
-
-    fn sync_log(&self) -> Result<(), StorageError> {
-        self.log.sync_data().map_err(|error| {
-            let error = StorageError::Io(format!("sync of the log: {error}"));
-            self.failed.get_or_init(|| error.clone());
-            error
-        })
-    }
-
-    /// Where the part of the log that was written out ends.
-    fn written(&self) -> u64 {
-        u64::try_from(self.db().context.pagecache.log.stable_offset()).unwrap_or(0)
-    }
-
     /// Keeps invariant 2.
-    fn sync_full_segments(&self, writer: &mut Writer) -> Result<(), StorageError> {
-        let written = self.written();
+    fn sync_full_segments(engine: &Engine, writer: &mut Writer) -> Result<(), StorageError> {
+        let written = engine.written();
         let segment = written / SEGMENT_BYTES as u64;
         if segment != writer.durable_segment {
-            self.sync_log()?;
-            self.tide.rises(written)?;
+            engine.sync_written(written)?;
             writer.durable_segment = segment;
         }
         Ok(())
     }
 
     /// Refuses to write when the disk is nearly full.
-    fn check_room(&self, writer: &mut Writer, batch: &Batch) -> Result<(), StorageError> {
+    fn check_has_room(&self, writer: &mut Writer, batch: &Batch) -> Result<(), StorageError> {
         let bytes: usize = batch
             .writes
             .iter()
@@ -222,10 +175,8 @@ impl SledStorage {
             .sum();
         writer.unlooked += bytes as u64;
         if !writer.has_room || writer.unlooked > LOOK_BYTES {
-            let stat = rustix::fs::fstatvfs(&self.dir)
-                .map_err(|error| StorageError::Io(format!("room on the disk: {error}")))?;
             writer.unlooked = 0;
-            writer.has_room = stat.f_bavail.saturating_mul(stat.f_frsize) > RESERVE_BYTES + bytes as u64;
+            writer.has_room = self.room()? > RESERVE_BYTES + bytes as u64;
         }
         if writer.has_room { Ok(()) } else { Err(StorageError::Full) }
     }
@@ -264,9 +215,28 @@ impl SledStorage {
         Ok(placed)
     }
 
-    /// Changes sled. Adds the large values that are replaced to the garbage.
-    fn apply(&self, writer: &mut Writer, placed: Vec<(&[u8], Option<Vec<u8>>)>) -> Result<(), StorageError> {
-        let db = self.db();
+    /// Changes sled, and what is to take its place. Adds the large values that are replaced to the garbage.
+    fn apply(
+        &self,
+        engine: &Engine,
+        writer: &mut Writer,
+        placed: Vec<Placed<'_>>,
+    ) -> Result<(), StorageError> {
+        let copied = writer.copy.as_ref().map(|copy| copy.batch_of(&placed));
+        self.apply_to(engine, writer, placed)?;
+        if let (Some(copy), Some(batch)) = (&mut writer.copy, copied) {
+            copy.apply(batch);
+        }
+        Ok(())
+    }
+
+    fn apply_to(
+        &self,
+        engine: &Engine,
+        writer: &mut Writer,
+        placed: Vec<Placed<'_>>,
+    ) -> Result<(), StorageError> {
+        let db = engine.db();
         let mut replaced = |key: &[u8], old: Option<sled::IVec>| {
             if let Some(Ok(Stored::At(pointer))) = old.as_deref().map(decode) {
                 writer.garbage.push((pointer, key.len()));
@@ -275,39 +245,29 @@ impl SledStorage {
         if let [(key, value)] = &placed[..] {
             let stored_key = stuff(key);
             let old = match value {
-                Some(value) => self.change(|| db.insert(&stored_key, &value[..]))?,
-                None => self.change(|| db.remove(&stored_key))?,
+                Some(value) => engine.change(|| db.insert(&stored_key, &value[..]))?,
+                None => engine.change(|| db.remove(&stored_key))?,
             };
             replaced(key, old);
-            return self.touch(&stored_key, value.as_ref().map_or(0, Vec::len));
+            return engine.touch(&stored_key, value.as_ref().map_or(0, Vec::len));
         }
         let mut sled_batch = sled::Batch::default();
         let mut touched = Vec::new();
         for (key, value) in placed {
             let stored_key = stuff(key);
             if !self.large.is_empty() {
-                replaced(key, self.change(|| db.get(&stored_key))?);
+                replaced(key, engine.change(|| db.get(&stored_key))?);
             }
             match value {
                 Some(value) => {
-                    if value.len() >= TOUCH_BYTES {
-                        touched.push((stored_key.to_vec(), value.len()));
-                    }
+                    touched.push((stored_key.to_vec(), value.len()));
                     sled_batch.insert(&*stored_key, value);
                 }
                 None => sled_batch.remove(&*stored_key),
             }
         }
-        self.change(|| db.apply_batch(sled_batch))?;
-        touched.iter().try_for_each(|(stored_key, len)| self.touch(stored_key, *len))
-    }
-
-    /// Tells sled's cache how large the page is on which `stored_key` stands: see [`TOUCH_BYTES`].
-    fn touch(&self, stored_key: &[u8], stored_len: usize) -> Result<(), StorageError> {
-        for _ in 0..stored_len / TOUCH_BYTES {
-            caught(|| self.db().contains_key(stored_key))?;
-        }
-        Ok(())
+        engine.change(|| db.apply_batch(sled_batch))?;
+        touched.iter().try_for_each(|(stored_key, len)| engine.touch(stored_key, *len))
     }
 
     /// The value that sled stores for `key` as `stored`; `None` if it was replaced meanwhile.
@@ -324,7 +284,7 @@ impl SledStorage {
             if let Some(value) = self.resolve(key, &stored)? {
                 return Ok(Some(value));
             }
-            match caught(|| self.db().get(stuff(key)))? {
+            match caught(|| self.engine().db().get(stuff(key)))? {
                 None => return Ok(None),
                 // Its file is missing: nothing is left of it, which is no value that anybody has sealed.
                 Some(now) if now == stored => return Ok(Some(Vec::new())),
@@ -337,9 +297,10 @@ impl SledStorage {
 impl Storage for SledStorage {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
         let stored_key = stuff(key);
-        match self.reading(|| self.db().get(&stored_key))? {
+        let engine = self.engine();
+        match engine.reading(|| engine.db().get(&stored_key))? {
             Some(stored) => {
-                self.touch(&stored_key, stored.len())?;
+                engine.touch(&stored_key, stored.len())?;
                 self.settle(key, stored)
             }
             None => Ok(None),
@@ -356,12 +317,13 @@ impl Storage for SledStorage {
         if is_empty_range(from, to) {
             return Ok(());
         }
-        let mut entries = self.db().range::<Cow<'_, [u8]>, _>((from.map(stuff), to.map(stuff)));
+        let engine = self.engine();
+        let mut entries = engine.db().range::<Cow<'_, [u8]>, _>((from.map(stuff), to.map(stuff)));
         loop {
             let next =
-                self.reading(|| if reverse { entries.next_back() } else { entries.next() }.transpose())?;
+                engine.reading(|| if reverse { entries.next_back() } else { entries.next() }.transpose())?;
             let Some((stored_key, stored)) = next else { return Ok(()) };
-            self.touch(&stored_key, stored.len())?;
+            engine.touch(&stored_key, stored.len())?;
             let key = unstuff(&stored_key);
             let go_on = match decode(&stored)? {
                 Stored::Here(value) => visit(&key, value),
@@ -390,27 +352,25 @@ impl Storage for SledStorage {
             last.insert(&key[..], value);
         }
         let mut writer = self.writer();
-        self.check_failed()?;
-        self.check_room(&mut writer, batch)?;
-        self.check_readable(&last)?;
+        let engine = self.engine();
+        engine.check_failed()?;
+        self.check_has_room(&mut writer, batch)?;
+        SledStorage::check_readable(&engine, &last)?;
         let placed = self.place(&last)?;
         if last.len() * PAGE_BYTES > SEGMENT_BYTES / 2 {
             // It may fill segments without a look in between.
-            self.change(|| self.db().flush())?;
-            self.sync_log()?;
+            engine.change(|| engine.db().flush())?;
+            engine.sync_log()?;
         }
-        self.apply(&mut writer, placed)?;
-        self.sync_full_segments(&mut writer)
+        self.apply(&engine, &mut writer, placed)?;
+        SledStorage::sync_full_segments(&engine, &mut writer)
     }
 
     fn sync(&self) -> Result<(), StorageError> {
-        self.check_failed()?;
+        self.engine().check_failed()?;
         let garbage = std::mem::take(&mut self.writer().garbage);
-        let flushed = self.change(|| self.db().flush());
-        // Before the sync: what is written out meanwhile is not in it.
-        let written = self.written();
-        let synced = flushed.and_then(|_| self.sync_log()).and_then(|()| self.tide.rises(written));
-        if let Err(error) = synced {
+        // After the garbage is taken: what replaced it was written to this engine, or to one that this one has all of.
+        if let Err(error) = self.engine().sync() {
             self.writer().garbage.extend(garbage);
             return Err(error);
         }
@@ -421,121 +381,12 @@ impl Storage for SledStorage {
     }
 
     fn disk_size(&self) -> Option<u64> {
-        let stat = rustix::fs::fstatvfs(&self.dir).ok()?;
+        let stat = rustix::fs::fstatvfs(&self.dir_handle).ok()?;
         Some(stat.f_blocks.saturating_mul(stat.f_frsize))
     }
 
     fn disk_bytes(&self) -> u64 {
-        self.log.metadata().map_or(0, |metadata| metadata.len()) + self.large.bytes()
-    }
-}
-
-impl Drop for SledStorage {
-    /// sled writes out what it has when it is dropped, and waits for ever if it can't: then it is leaked.
-    /// Its threads let go of its lock a moment later: waits for that, so that it can be opened again.
-    fn drop(&mut self) {
-        if self.failed.get().is_some() {
-            std::mem::forget(self.db.take());
-            return;
-        }
-        let dropped = caught(|| {
-            drop(self.db.take());
-            Ok(())
-        });
-        if dropped.is_err() {
-            return;
-        }
-        for _ in 0..RELEASE_TRIES {
-            if self.log.try_lock().is_ok() {
-                return;
-            }
-            sled::crossbeam_pin().flush();
-            std::thread::sleep(RELEASE_PAUSE);
-        }
-    }
-}
-
-thread_local! {
-    /// Whether a panic of this thread is caught, and told as an error.
-    static IS_CAUGHT: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Keeps the panics that are caught from being printed, with all that sled has to say in them.
-fn print_only_what_is_not_caught() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let before = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            if !IS_CAUGHT.get() {
-                before(panic);
-            }
-        }));
-    });
-}
-
-/// Runs a call of sled's. A panic becomes an error: sled panics where it finds its files damaged.
-fn caught<T>(f: impl FnOnce() -> sled::Result<T>) -> Result<T, StorageError> {
-    IS_CAUGHT.set(true);
-    let result = catch_unwind(AssertUnwindSafe(f));
-    IS_CAUGHT.set(false);
-    match result {
-        Ok(result) => result.map_err(from_sled),
-        Err(panic) => {
-            let what = panic
-                .downcast_ref::<String>()
-                .map(String::as_str)
-                .or_else(|| panic.downcast_ref::<&str>().copied())
-                .unwrap_or("no message");
-            // Some of sled's messages print all of the tree.
-            let what: String = what.chars().take(PANIC_CHARS).collect();
-            Err(StorageError::Corrupt(format!("the engine panicked: {what}")))
-        }
-    }
-}
-
-fn from_sled(error: sled::Error) -> StorageError {
-    match error {
-        sled::Error::Io(error) if error.kind() == ErrorKind::StorageFull => StorageError::Full,
-        // sled's clones of an error keep its kind, but for what std had no name for when it was written.
-        sled::Error::Io(error) if error.raw_os_error().is_none() => StorageError::Io(error.to_string()),
-        sled::Error::Io(error) => from_io(error),
-        sled::Error::Corruption { at, .. } => StorageError::Corrupt(format!("at {at:?}")),
-        other => StorageError::Io(other.to_string()),
-    }
-}
-
-/// Makes the directory, and what a crash left in it safe to open.
-fn prepare(dir: &Path) -> std::io::Result<()> {
-    fs::create_dir_all(dir)?;
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        if name.to_str().is_some_and(|name| name.starts_with("snap.") && name.ends_with(".generating")) {
-            fs::remove_file(entry.path())?;
-        }
-    }
-    sync_tree(dir)
-}
-
-/// Syncs every file and directory below `dir`, and `dir` itself.
-fn sync_tree(dir: &Path) -> std::io::Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            sync_tree(&entry.path())?;
-        } else {
-            File::open(entry.path())?.sync_all()?;
-        }
-    }
-    File::open(dir)?.sync_all()
-}
-
-fn check_format(db: &sled::Db) -> Result<(), StorageError> {
-    let own = caught(|| db.open_tree(OWN_TREE))?;
-    match caught(|| own.get(FORMAT_KEY))?.as_deref() {
-        None if db.is_empty() => caught(|| own.insert(FORMAT_KEY, &FORMAT)).map(|_| ()),
-        Some(format) if *format == FORMAT => Ok(()),
-        found => Err(StorageError::Corrupt(format!("a database of format {found:?}, not {FORMAT:?}"))),
+        self.engine().log_bytes() + self.beside.load(Ordering::Relaxed) + self.large.bytes()
     }
 }
 
@@ -548,10 +399,12 @@ fn check_key(key: &[u8]) -> Result<(), StorageError> {
 }
 
 /// A key, and what sled is to store for it.
-type Placed<'a> = (&'a [u8], Option<Vec<u8>>);
+pub(super) type Placed<'a> = (&'a [u8], Option<Vec<u8>>);
 
 #[cfg(test)]
 mod tests {
+    use std::io::ErrorKind;
+
     use super::*;
 
     /// A failure within sled is final: what it holds is in doubt.
@@ -563,17 +416,10 @@ mod tests {
         batch.put(*b"a", *b"1");
         storage.write(&batch).expect("written");
         let injected = || Err(sled::Error::Io(std::io::Error::from(ErrorKind::StorageFull)));
-        let failed = storage.change::<()>(injected).expect_err("injected");
+        let failed = storage.engine().change::<()>(injected).expect_err("injected");
         assert!(matches!(failed, StorageError::Io(_)), "not Full: it may be half done: {failed}");
         assert_eq!(storage.write(&batch), Err(failed.clone()));
         assert_eq!(storage.sync(), Err(failed));
         assert_eq!(storage.get(b"a"), Ok(Some(b"1".to_vec())));
-    }
-
-    #[test]
-    fn a_panic_of_the_engine_is_an_error() {
-        let panicked = caught::<()>(|| panic!("{}", "x".repeat(1_000))).expect_err("a panic");
-        let StorageError::Corrupt(what) = panicked else { panic!("{panicked}") };
-        assert!(what.contains("panicked: x") && what.len() < 300, "{what}");
     }
 }

@@ -155,6 +155,12 @@ pub struct Metrics {
     pub map_version: Gauge<u64, AtomicU64>,
     /// Bytes of the data directory.
     pub disk_bytes: Gauge<u64, AtomicU64>,
+    /// Bytes of what the storage engine held when that was last looked at.
+    pub live_bytes: Gauge<u64, AtomicU64>,
+    /// Compactions of the storage engine's log.
+    pub compactions: Counter,
+    /// Bytes of disk that they gave back.
+    pub compacted_bytes: Counter,
 }
 
 impl Default for Metrics {
@@ -267,6 +273,17 @@ impl Default for Metrics {
             links: register!("peer_links", "Peers with a live link", Gauge::default()),
             map_version: register!("cluster_map_version", "Version of the cluster map", Gauge::default()),
             disk_bytes: register!("disk_bytes", "Bytes of the data directory", Gauge::default()),
+            live_bytes: register!(
+                "live_bytes",
+                "Bytes of what the storage engine held when that was last looked at, without large values",
+                Gauge::default()
+            ),
+            compactions: register!(
+                "compactions",
+                "Compactions of the storage engine's log",
+                Counter::default()
+            ),
+            compacted_bytes: register!("compacted_bytes", "Bytes of disk given back", Counter::default()),
             registry,
         }
     }

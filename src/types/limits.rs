@@ -269,6 +269,8 @@ pub const CLOCK_SKEW_MAX: Duration = Duration::from_secs(60);
 pub const CACHE_BYTES_DEFAULT: u64 = 24 << 20;
 /// Smallest storage cache: room for a few pages of the largest records' indexes.
 pub const CACHE_BYTES_MIN: u64 = 1 << 20;
+/// Smallest log of the storage engine that is compacted, unless the node says another.
+pub const COMPACT_BYTES_DEFAULT: u64 = 64 << 20;
 /// Largest storage cache: more memory than any machine has; catches a slip of the finger.
 pub const CACHE_BYTES_MAX: u64 = 1 << 44;
 /// Most threads of the async runtime: measured, one is as fast as many, and it leaves CPU to the disk.

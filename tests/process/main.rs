@@ -15,6 +15,7 @@ mod bad_input;
 mod batch;
 mod client;
 mod cluster;
+mod compaction;
 mod crashes;
 mod dev;
 mod errors;

@@ -240,7 +240,7 @@ fn config(index: usize, setup: &Setup) -> Config {
         clock: ClockConfig { max_skew_ms: SKEW_MS },
         hints: setup.upkeep.hints(),
         repair: setup.upkeep.repair(),
-        storage: StorageConfig { cache_bytes: limits::CACHE_BYTES_DEFAULT },
+        storage: StorageConfig { cache_bytes: limits::CACHE_BYTES_DEFAULT, compact_bytes: 0 },
         runtime: RuntimeConfig { threads: 1 },
         log: LogConfig { level: "info".into() },
     }

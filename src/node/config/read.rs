@@ -84,6 +84,9 @@ pub(super) fn read(values: &mut Values, file: &Path) -> Option<Config> {
         cache_bytes: values
             .number("storage.cache_bytes", cache, "bytes")
             .unwrap_or(limits::CACHE_BYTES_DEFAULT),
+        compact_bytes: values
+            .number("storage.compact_bytes", 0..=limits::CACHE_BYTES_MAX, "bytes")
+            .unwrap_or(limits::COMPACT_BYTES_DEFAULT),
     };
     let threads = size(values, "runtime.threads", 1, limits::RUNTIME_THREADS_MAX, "").unwrap_or(1);
     let level = values.parsed("log.level", check_level).unwrap_or_else(|| "info".into());

@@ -57,7 +57,7 @@ fn defaults_are_as_documented() {
     assert_eq!(config.limits.requests_in_flight, limits::REQUESTS_IN_FLIGHT);
     assert_eq!(config.limits.bytes_in_flight, limits::BYTES_IN_FLIGHT);
     assert_eq!(config.clock.max_skew_ms, 500);
-    assert_eq!(config.storage.cache_bytes, 24 << 20);
+    assert_eq!((config.storage.cache_bytes, config.storage.compact_bytes), (24 << 20, 64 << 20));
     assert_eq!(config.runtime.threads, 1);
     assert_eq!(config.log.level, "info");
 }
