@@ -45,6 +45,9 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// How long to rest after some records, and while clients are served.
 const REST: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(20));
 
+/// One pass of so many reads all that is due, to delete the lines that lead nowhere. The others read what this node leads.
+const THOROUGH_EVERY: u64 = 16;
+
 /// A record and its digest, by storage key.
 type Doomed = (Vec<u8>, Digest);
 
@@ -115,6 +118,11 @@ impl Confirmed {
     /// Somebody lacks a record: what was confirmed counts no more.
     fn forget(&mut self, doomed: &Doomed) {
         self.all.remove(&Confirmed::item(doomed));
+    }
+
+    /// Whether this pass also looks at the records of places that others lead.
+    fn is_thorough(&self) -> bool {
+        self.pass % THOROUGH_EVERY == THOROUGH_EVERY - 1
     }
 
     /// Forgets what the pass that is over has not seen: it is gone, or is something else by now.
@@ -314,7 +322,16 @@ impl Reaper {
         (lines, next)
     }
 
-    /// Adds the dead records of places that this node leads. Lines that lead nowhere are deleted.
+    /// Whether this node leads the collection of a place: it is the first home replica, and has all of it.
+    fn leads(&self, map: &ClusterMap, place: Place) -> bool {
+        let driver = &self.coordinator.driver;
+        let known = map.keyspace_by_id(place.keyspace);
+        let lead = known.and_then(|known| homes(map, known, place.partition).first().copied());
+        (lead == Some(driver.me) && !driver.refill.lacks(place)) || canary::sings(Canary::PurgedUnasked)
+    }
+
+    /// Adds the dead records of places that this node leads. Lines that lead nowhere are deleted: those of places that
+    /// others lead are looked at in a thorough pass only.
     async fn sort(&self, lines: Vec<Vec<u8>>, gathered: &mut Gathered) -> Result<(), Cause> {
         let driver = &self.coordinator.driver;
         let map = self.map.borrow().clone();
@@ -322,6 +339,10 @@ impl Reaper {
         for line in lines {
             let Some((since, storage_key)) = schema::split_dead_key(&line) else { continue };
             let Some((partition, keyspace)) = schema::split_range(storage_key) else { continue };
+            let leads = self.leads(&map, Place { partition, keyspace });
+            if !leads && !self.confirmed.is_thorough() {
+                continue;
+            }
             let found = match stored::load(driver.committer.storage(), storage_key) {
                 Ok(found) => found,
                 // It is healed first.
@@ -332,15 +353,11 @@ impl Reaper {
             };
             match found.filter(|found| found.record.dead_since() == Some(since)) {
                 None => gone.delete(line.clone()),
-                Some(found) => {
-                    let known = map.keyspace_by_id(keyspace);
-                    let lead = known.and_then(|known| homes(&map, known, partition).first().copied());
-                    let is_whole = !driver.refill.lacks(Place { partition, keyspace });
-                    if (lead == Some(driver.me) && is_whole) || canary::sings(Canary::PurgedUnasked) {
-                        let doomed = (storage_key.to_vec(), found.record.digest());
-                        gathered.add(Place { partition, keyspace }, doomed, found.record);
-                    }
+                Some(found) if leads => {
+                    let doomed = (storage_key.to_vec(), found.record.digest());
+                    gathered.add(Place { partition, keyspace }, doomed, found.record);
                 }
+                Some(_) => {}
             }
         }
         if !gone.is_empty() {
