@@ -1,7 +1,7 @@
 //! What this node answers of its Merkle trees: the other side of an exchange (`antientropy`).
 //!
 //! Layout versions are not compared: trees say nothing but which records there are, records are merged like any, and
-//! a place that is not this node's is refused one by one. So replicas that know different maps can talk.
+//! a place that is not this node's is refused one by one. So replicas that know different maps can talk (`whose`).
 //!
 //! Each answer is bounded in bytes and records. It is worked out away from the runtime's threads, since a large leaf
 //! takes a while to read.

@@ -2,9 +2,10 @@
 //!
 //! [`startup`] opens a data directory and joins a cluster; [`server`] holds what runs. A client's request
 //! comes through [`service`] to the [`coordinator`], whose machines are fed by [`drive`]; what is written goes
-//! through the [`committer`], what is sent through [`links`]. [`peers`] is the other side of a link. The [`sweeper`]
-//! deletes what dropped keyspaces have left; `trees`, `repairs` and `exchanges` make replicas equal, and `repair_calls` at once; `refill` is what a node that lost its disk must not do yet, and
-//! `refiller` ends that.
+//! through the [`committer`], what is sent through [`links`]. [`peers`] is the other side of a link, and `whose` says
+//! what of it is this node's. The [`sweeper`] deletes what dropped keyspaces have left; `trees`, `repairs` and
+//! `exchanges` make replicas equal, and `repair_calls` at once; `refill` is what a node that lost its disk must not do
+//! yet, and `refiller` ends that.
 
 pub mod batch;
 pub mod committer;
@@ -45,3 +46,4 @@ mod sessions;
 pub mod startup;
 pub mod sweeper;
 mod trees;
+mod whose;

@@ -7,7 +7,8 @@
 //!    (`refill`). One with an earlier incarnation was replaced, one with fewer starts is an older copy (one taken
 //!    since its last start can't be told): both are refused.
 //! 3. Of two live processes with one node id the later is refused.
-//! 4. An operation under another layout version, or on a partition that is not this node's, is refused.
+//! 4. An operation under another layout version, or on a partition that is not this node's, is refused. To make replicas
+//!    equal (exchanges, healing) versions need not be the same (`whose`).
 //! 5. Until this node is admitted itself it carries out nothing, so what it may have lost is no answer.
 //! 6. A fresh record with a stamp that is too far ahead of the own clock is refused (F17).
 //! 7. An operation that its sender has given up, or that was under way for too long, is refused. That is told by the
@@ -33,21 +34,18 @@ use super::readings::page_of_wire;
 use super::refill::{NOT_HEARD, REFILLING};
 use super::repairs::Repairs;
 use super::scrub::damage;
+use super::whose::As;
 use crate::replica::apply::Outcome;
 use crate::replica::fetch::{self, Fetched};
 use crate::replica::requests::{self, Entry};
 use crate::replica::scan;
-use crate::ring::layout::ClusterMap;
-use crate::ring::preflist::homes;
 use crate::rpc::convert;
 use crate::rpc::peer_service::{PeerClocks, PeerHandler, Reply, Sender};
 use crate::rpc::proto::{self, answer, fetched, forwarded, operation, refusal::Reason};
 use crate::rpc::transport::BoxFuture;
 use crate::storage::schema;
 use crate::types::error::Cause;
-use crate::types::ids::{KeyspaceId, NodeId, PartitionId};
-use crate::types::key::{Key, Position};
-use crate::types::policy::Keyspace;
+use crate::types::ids::NodeId;
 use crate::types::time::{Mono, WallMs};
 use crate::version::codec;
 use crate::version::hlc::Stamp;
@@ -79,28 +77,6 @@ pub struct Peers {
     is_admitted: Arc<AtomicBool>,
     /// One hello at a time: what is remembered of a disk is read and written together.
     hello: tokio::sync::Mutex<()>,
-}
-
-/// As what this node is asked for a key.
-#[derive(Debug, Clone, Copy)]
-enum As {
-    /// As one of its homes.
-    Home,
-    /// As a fallback, for a home if something is to be kept for it.
-    Fallback(Option<NodeId>),
-    /// Whatever it is.
-    Any,
-}
-
-pub(super) fn check_layout(
-    from: Sender,
-    map: &crate::ring::layout::ClusterMap,
-) -> Result<(), (Reason, String)> {
-    if from.layout_version != map.layout.version {
-        let (theirs, mine) = (from.layout_version, map.layout.version);
-        return Err((Reason::StaleLayout, format!("layout version {theirs}, this node has {mine}")));
-    }
-    Ok(())
 }
 
 impl Peers {
@@ -334,73 +310,6 @@ impl Peers {
         });
     }
 
-    /// Rule 4: the place of a key, if its partition is this node's under the layout that both know.
-    fn place(
-        &self,
-        from: Sender,
-        operation: &proto::Operation,
-        as_who: As,
-    ) -> Result<Place, (Reason, String)> {
-        let map = self.maps.current();
-        let bad = |problem: String| (Reason::BadRequest, problem);
-        let key = Key::new(operation.key.clone(), operation.sort.clone());
-        let key = key.map_err(|invalid| bad(invalid.to_string()))?;
-        let keyspace = self.known(&map, operation.keyspace_id)?;
-        let partition = map.partitions.of(Position::of(&keyspace.name, key.partition_key()));
-        match as_who {
-            As::Any => {}
-            As::Home => self.check_owner(from, &map, keyspace, partition)?,
-            As::Fallback(home) => {
-                check_layout(from, &map)?;
-                let homes = homes(&map, keyspace, partition);
-                if let Some(home) = home.filter(|home| *home == self.me.node || !homes.contains(home)) {
-                    return Err(bad(format!(
-                        "stand_in_for: {home} is not another home of partition {partition}"
-                    )));
-                }
-            }
-        }
-        let storage_key = schema::record_key(partition, keyspace.id, &key);
-        Ok(Place { keyspace: keyspace.id, key, storage_key })
-    }
-
-    /// Rule 8: the keyspace with this id.
-    fn known<'a>(&self, map: &'a ClusterMap, id: u32) -> Result<&'a Keyspace, (Reason, String)> {
-        let id = KeyspaceId(id);
-        if map.has_dropped(id) {
-            return Err((Reason::StaleLayout, format!("keyspace {id} was dropped")));
-        }
-        map.keyspace_by_id(id).ok_or_else(|| {
-            self.maps.suspect_stale();
-            (Reason::StaleLayout, format!("keyspace {id} is not known here"))
-        })
-    }
-
-    fn check_owner(
-        &self,
-        from: Sender,
-        map: &ClusterMap,
-        keyspace: &Keyspace,
-        partition: PartitionId,
-    ) -> Result<(), (Reason, String)> {
-        check_layout(from, map)?;
-        if !homes(map, keyspace, partition).contains(&self.me.node) {
-            return Err((Reason::StaleLayout, format!("partition {partition} is not this node's")));
-        }
-        Ok(())
-    }
-
-    fn check_page(&self, from: Sender, keyspace: u32, partition: u32) -> Result<(), (Reason, String)> {
-        let map = self.maps.current();
-        let keyspace = self.known(&map, keyspace)?;
-        match u16::try_from(partition) {
-            Ok(id) if partition < map.partitions.count() => {
-                self.check_owner(from, &map, keyspace, PartitionId(id))
-            }
-            _ => Err((Reason::BadRequest, format!("partition: {partition} is out of range"))),
-        }
-    }
-
     fn on_key(
         &self,
         from: Sender,
@@ -483,6 +392,7 @@ impl PeerHandler for Peers {
             Some(operation::Kind::Store(store)) => {
                 let as_who = match store.stand_in_for.parse() {
                     Ok(home) => As::Fallback(Some(home)),
+                    Err(_) if store.exchange && !store.fresh => As::Replica,
                     Err(_) => As::Home,
                 };
                 self.on_key(from, &operation, as_who, reply, |place, reply| {
@@ -493,6 +403,7 @@ impl PeerHandler for Peers {
                 let as_who = match (fetch.inspect, fetch.stand_in) {
                     (true, _) => As::Any,
                     (_, true) => As::Fallback(None),
+                    _ if fetch.heal => As::Replica,
                     _ => As::Home,
                 };
                 self.on_key(from, &operation, as_who, reply, |place, reply| {

@@ -81,9 +81,8 @@ pub fn shared(map: &ClusterMap, me: NodeId, peer: NodeId, selection: Selection) 
             if selection.partition.is_some_and(|only| only != partition) {
                 continue;
             }
-            let homes = homes(map, keyspace, partition);
-            if homes.contains(&me) && homes.contains(&peer) {
-                let place = Place { partition, keyspace: keyspace.id };
+            let place = Place { partition, keyspace: keyspace.id };
+            if is_shared(map, me, peer, place) {
                 all.push(Shared { place, conflicts: keyspace.conflicts, is_counted: false });
             }
         }
@@ -93,6 +92,14 @@ pub fn shared(map: &ClusterMap, me: NodeId, peer: NodeId, selection: Selection) 
     let begin = all.len() * before / members.len().max(1);
     all.rotate_left(begin);
     all
+}
+
+/// Whether both nodes have a tree, by a map.
+fn is_shared(map: &ClusterMap, me: NodeId, peer: NodeId, place: Place) -> bool {
+    map.keyspace_by_id(place.keyspace).is_some_and(|keyspace| {
+        let homes = homes(map, keyspace, place.partition);
+        homes.contains(&me) && homes.contains(&peer)
+    })
 }
 
 impl Repairs {
@@ -206,7 +213,7 @@ impl Repairs {
     ) -> Result<(), Broken> {
         let driver = &self.coordinator.driver;
         let began = driver.clock.wall();
-        let roots = self.roots(left.values());
+        let roots = self.roots(talk.peer, left.values());
         let mut exchanged = Vec::new();
         let (verdicts, mut damaged) = ask_roots(talk, &roots).await?;
         let own = driver.committer.damaged_trees();
@@ -225,7 +232,7 @@ impl Repairs {
                 None => {
                     driver.metrics.repair.equal.inc();
                     talk.progress.send_modify(|p| p.equal += u64::from(!shared.is_counted));
-                    self.proofs.prove(talk.peer, shared.place, began);
+                    self.proved(talk.peer, shared.place, began);
                     true
                 }
                 Some((Verdict::Differs, theirs)) => {
@@ -279,11 +286,26 @@ impl Repairs {
         self.prove(talk, began, &exchanged).await
     }
 
-    /// Of some trees the roots that are known now.
-    fn roots<'a>(&self, of: impl Iterator<Item = &'a Shared>) -> Vec<(Shared, (Sum, u64))> {
+    /// Of some trees the roots that are known now, of those that this node and a peer have by the map now: it may be
+    /// another than when the pass began.
+    fn roots<'a>(&self, peer: NodeId, of: impl Iterator<Item = &'a Shared>) -> Vec<(Shared, (Sum, u64))> {
+        let of: Vec<Shared> = of.filter(|at| self.shares(peer, at.place)).copied().collect();
         let committer = &self.coordinator.driver.committer;
-        committer
-            .with_forest(|forest| of.filter_map(|at| Some((*at, forest.root(at.place)?))).collect::<Vec<_>>())
+        committer.with_forest(|forest| {
+            of.into_iter().filter_map(|at| Some((at, forest.root(at.place)?))).collect::<Vec<_>>()
+        })
+    }
+
+    /// Whether this node and a peer have a tree, by the map now.
+    fn shares(&self, peer: NodeId, place: Place) -> bool {
+        is_shared(&self.map.borrow(), self.coordinator.driver.me, peer, place)
+    }
+
+    /// Notes a proof, unless the tree is no longer both nodes'.
+    fn proved(&self, peer: NodeId, place: Place, at: WallMs) {
+        if self.shares(peer, place) {
+            self.proofs.prove(peer, place, at);
+        }
     }
 
     /// Trees have been exchanged whole. That may have missed something, by the short forms that travelled: so they are
@@ -292,19 +314,19 @@ impl Repairs {
         // But for what was written since a moment before.
         let settled = WallMs(began.0.saturating_sub(SETTLE_MS));
         if talk.salt == Salt::WIDE {
-            exchanged.iter().for_each(|shared| self.proofs.prove(talk.peer, shared.place, settled));
+            exchanged.iter().for_each(|shared| self.proved(talk.peer, shared.place, settled));
             return Ok(());
         }
         if exchanged.is_empty() {
             return Ok(());
         }
         let now = self.coordinator.driver.clock.wall();
-        let roots = self.roots(exchanged.iter());
+        let roots = self.roots(talk.peer, exchanged.iter());
         let (verdicts, damaged) = ask_roots(talk, &roots).await?;
         for (at, (shared, _)) in roots.iter().enumerate() {
             match verdicts.get(&at).map(proto::RootVerdict::verdict) {
                 _ if damaged.contains(&at) => {}
-                None => self.proofs.prove(talk.peer, shared.place, now),
+                None => self.proved(talk.peer, shared.place, now),
                 Some(Verdict::Differs) => self.proofs.exchanged(talk.peer, shared.place, settled),
                 Some(_) => {}
             }

@@ -15,6 +15,7 @@ mod deletes;
 mod draw;
 mod history;
 mod keyspaces;
+mod layouts;
 mod nemesis;
 mod net;
 mod scenarios;
