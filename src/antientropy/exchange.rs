@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::forest::{Forest, Listed, Place};
-use super::records::{Records, leaf_children};
+use super::records::{Records, leaf_children, list};
 use super::tree::{LEAF_BITS, Node, Salt, Sum};
 use crate::canary::{self, Canary};
 use crate::machine::Machine;
@@ -38,6 +38,8 @@ const LIST_ITEMS: u64 = 16;
 pub const LIST_MAX: usize = 2_048;
 /// Records of one question that are listed at the most, if it is of more than one node.
 pub const LIST_ALL: usize = 4_096;
+/// How long a question about lists is worked on before what is done by then is the answer: less than who asked waits.
+pub const COMPARE_FOR: Duration = Duration::from_secs(5);
 /// How old a version must be before it is exchanged: its own write is likely to bring it before.
 pub const SETTLE: Duration = Duration::from_secs(5);
 
@@ -242,6 +244,52 @@ pub fn compare_items(
         compared.lacking = lacking.map(|(at, _)| at).collect();
     }
     Ok(compared)
+}
+
+/// Lists the first of some nodes, as many as fit into a question and are read in time, at least one; none if the first
+/// has too many records.
+pub fn own_lists(
+    records: &dyn Records,
+    place: Place,
+    nodes: &[Node],
+    now: &dyn Fn() -> Mono,
+) -> Result<Vec<(Node, Vec<Listed>)>, StorageError> {
+    let (mut lists, mut all, until) = (Vec::new(), 0, now() + COMPARE_FOR);
+    for node in nodes {
+        if !lists.is_empty() && now() > until {
+            break;
+        }
+        // Below a leaf there is nothing finer to compare.
+        let most = if node.fan_out() == 0 { usize::MAX } else { LIST_MAX };
+        let Some(listed) = list(records, place, *node, most)? else { break };
+        all += listed.len();
+        if !lists.is_empty() && all > LIST_ALL {
+            break;
+        }
+        lists.push((*node, listed));
+    }
+    Ok(lists)
+}
+
+/// Compares the first of some lists, as many as fit into an answer and are read in time, at least one.
+pub fn compare_lists(
+    records: &dyn Records,
+    (place, salt): (Place, Salt),
+    lists: &[(Node, Vec<u64>)],
+    now: &dyn Fn() -> Mono,
+) -> Result<Vec<ItemsCompared>, StorageError> {
+    let (mut answer, mut left, until) = (Vec::with_capacity(lists.len()), LIST_ALL, now() + COMPARE_FOR);
+    for (node, theirs) in lists {
+        let compared = compare_items(records, (place, *node), theirs, (left, salt))?;
+        left = left.saturating_sub(compared.extra.len());
+        let is_last = left == 0 || !compared.whole || now() > until;
+        answer.push(compared);
+        // The rest is asked for again.
+        if is_last {
+            break;
+        }
+    }
+    Ok(answer)
 }
 
 /// What the asker does about an answer.

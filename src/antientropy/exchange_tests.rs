@@ -1,5 +1,6 @@
 //! The exchange between two replicas in memory, and what it costs.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
@@ -149,4 +150,56 @@ fn the_newer_version_travels_and_what_is_too_new_does_not() {
     let resolved = resolve(Conflicts::Siblings, (&mine, salt()), &answer, Stamp(40));
     assert_eq!(resolved.fetch, [extra(1, 4).key, extra(2, 6).key, extra(7, 3).key]);
     assert_eq!((resolved.send, resolved.send_merged), (vec![key(3)], vec![key(1), key(2)]));
+}
+
+/// Records that take a while to read, by a clock of their own.
+struct Slow<'a> {
+    stored: Stored<'a>,
+    clock: &'a Cell<Mono>,
+    takes: Duration,
+}
+
+impl Records for Slow<'_> {
+    fn each(
+        &self,
+        place: Place,
+        node: Node,
+        take: &mut dyn FnMut(&Listed) -> bool,
+    ) -> Result<(), StorageError> {
+        self.clock.set(self.clock.get() + self.takes);
+        self.stored.each(place, node, take)
+    }
+}
+
+fn slow<'a>(of: &'a Replica, clock: &'a Cell<Mono>, takes: Duration) -> Slow<'a> {
+    Slow { stored: of.records(), clock, takes }
+}
+
+/// What is done by then is asked, and answered; at least one list, however long it takes.
+#[test]
+fn a_question_about_lists_is_worked_on_for_a_while_only() {
+    let (mut a, mut b) = (Replica::default(), Replica::default());
+    for number in 0..200 {
+        a.merge(&key(number), 1_u64.to_be_bytes());
+        b.merge(&key(number + 100), 1_u64.to_be_bytes());
+    }
+    let nodes: Vec<Node> = Node::ROOT.children().collect();
+    let clock = Cell::new(Mono(7));
+    let now = || clock.get();
+    let mut whole = None;
+    for (takes_ms, done) in [(0, nodes.len()), (2_000, 3), (5_000, 2), (5_001, 1), (60_000, 1)] {
+        let takes = Duration::from_millis(takes_ms);
+        let lists = own_lists(&slow(&a, &clock, takes), PLACE, &nodes, &now).expect("read");
+        assert_eq!(lists.len(), done, "asked, of {takes:?} each");
+        let shorts = |list: &[Listed]| list.iter().map(|record| record.item.short(salt())).collect();
+        let asked = nodes.iter().map(|node| {
+            let listed = list(&a.records(), PLACE, *node, usize::MAX).expect("read").expect("no limit");
+            (*node, shorts(&listed))
+        });
+        let asked: Vec<(Node, Vec<u64>)> = asked.collect();
+        let compared = compare_lists(&slow(&b, &clock, takes), (PLACE, salt()), &asked, &now).expect("read");
+        assert_eq!(compared.len(), done, "answered, of {takes:?} each");
+        let whole = whole.get_or_insert_with(|| (lists.clone(), compared.clone()));
+        assert!(whole.0.starts_with(&lists) && whole.1.starts_with(&compared));
+    }
 }

@@ -71,9 +71,17 @@ impl Records for Stored<'_> {
 }
 
 /// What was read of some large leaves.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Leaves {
     kept: Mutex<VecDeque<Kept>>,
+    /// Records of one at the most.
+    most: usize,
+}
+
+impl Default for Leaves {
+    fn default() -> Leaves {
+        Leaves::of(KEPT_RECORDS)
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -115,9 +123,9 @@ impl Remembered<'_> {
         let mut records = Vec::new();
         self.stored.each(place, leaf, &mut |record| {
             records.push(record.clone());
-            records.len() <= KEPT_RECORDS
+            records.len() <= self.leaves.most
         })?;
-        let records = (records.len() <= KEPT_RECORDS).then(|| Arc::new(records));
+        let records = (records.len() <= self.leaves.most).then(|| Arc::new(records));
         let sum = sum.filter(|before| (self.sum)(place, leaf) == Some(*before));
         let mut all = self.leaves.kept();
         all.retain(|kept| kept.at != at && self.now < kept.since + KEPT_FOR);
@@ -128,6 +136,11 @@ impl Remembered<'_> {
 }
 
 impl Leaves {
+    /// Leaves of so many records at the most.
+    fn of(most: usize) -> Leaves {
+        Leaves { kept: Mutex::default(), most }
+    }
+
     fn kept(&self) -> std::sync::MutexGuard<'_, VecDeque<Kept>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }

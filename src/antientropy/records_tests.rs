@@ -84,3 +84,39 @@ fn a_leaf_that_changes_while_it_is_read_is_read_again() {
     records.leaf(PLACE, leaf).expect("read");
     assert!(leaves.kept().iter().all(|kept| kept.sum == Some(sums[1])));
 }
+
+/// Of a leaf that is too large to be kept each part is read by itself, and it is not tried again for a while.
+#[test]
+fn a_leaf_that_is_too_large_is_read_part_by_part() {
+    let (storage, mut forest, leaves) = (MemoryStorage::default(), Forest::default(), Leaves::of(100));
+    (0..RECORDS).for_each(|number| write(&storage, &mut forest, number));
+    let leaf = Node::leaf_of(schema::slot(b"p"));
+    let read = Cell::new(0_u64);
+    let summary_of = |_: &[u8], _: &[u8]| {
+        read.set(read.get() + 1);
+        Some(Summary { digest: Digest([7; 16]), stamp: Stamp(0) })
+    };
+    let stored = || Stored { storage: &storage, summary_of: &summary_of };
+    let plain = leaf_children(&stored(), PLACE, leaf).expect("read");
+    // What is read for the leaf's sums, and then for each of its parts.
+    let count = |forest: &Forest, now: Mono| {
+        read.set(0);
+        let sum = |place, node| forest.sum(place, node);
+        let records = Remembered { stored: stored(), leaves: &leaves, sum: &sum, now, old_will_do: false };
+        let sums = leaf_children(&records, PLACE, leaf).expect("read");
+        let of_sums = read.replace(0);
+        let parts: Vec<usize> = leaf
+            .children()
+            .map(|node| list(&records, PLACE, node, usize::MAX).expect("read").expect("no limit").len())
+            .collect();
+        (sums, of_sums, parts.iter().sum::<usize>(), read.get())
+    };
+    let (all, parts) = (u64::from(RECORDS), leaf.fan_out() as u64);
+    assert_eq!(count(&forest, Mono(0)), (plain.clone(), 101 + all, 1_000, parts * all));
+    assert_eq!(count(&forest, Mono(0)), (plain, all, 1_000, parts * all));
+    assert!(leaves.kept().iter().all(|kept| kept.records.is_none()));
+    write(&storage, &mut forest, RECORDS);
+    let (_, of_sums, listed, _) = count(&forest, Mono(0));
+    assert_eq!((of_sums, listed), (all + 1, 1_001), "a write or two don't change that");
+    assert_eq!(count(&forest, Mono(0) + KEPT_FOR).1, 101 + all + 1);
+}

@@ -7,11 +7,10 @@
 //! takes a while to read.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::drive::Driver;
 use super::env::CommitMode;
-use crate::antientropy::exchange::{LIST_ALL, NODES, children_of, compare_items, differing, kept_children};
+use crate::antientropy::exchange::{self, NODES, children_of, differing, kept_children};
 use crate::antientropy::forest::Place;
 use crate::antientropy::records::{Records, Remembered, Stored};
 use crate::antientropy::tree::{Node, Salt};
@@ -23,9 +22,6 @@ use crate::rpc::tree_wire as wire;
 use crate::storage::{StorageError, schema};
 use crate::types::ids::{KeyspaceId, NodeId, PartitionId};
 use crate::types::limits::SCAN_PAGE_BYTES;
-
-/// How long a question about lists is worked on before what is done by then is the answer: less than who asked waits.
-pub const COMPARE_FOR: Duration = Duration::from_secs(5);
 
 /// Why there is no answer.
 pub type Refused = (Reason, String);
@@ -177,22 +173,13 @@ fn compare_lists(
     (place, salt): (Place, Salt),
     nodes: &[proto::TreeNode],
 ) -> Result<answer::Kind, Refused> {
-    let mut lists = Vec::with_capacity(nodes.len());
-    let mut left = LIST_ALL;
-    let until = driver.clock.mono() + COMPARE_FOR;
-    for (node, items) in nodes_of(nodes)? {
-        let theirs = wire::prints_of_wire(items, salt).ok_or_else(bad_prints)?;
-        let compared = with_records(driver, false, |records| {
-            compare_items(records, (place, node), &theirs, (left, salt))
-        });
-        let compared = compared.map_err(storage_error)?;
-        left = left.saturating_sub(compared.extra.len());
-        lists.push(wire::list_to_wire(&compared, salt));
-        // The rest is asked for again.
-        if left == 0 || !compared.whole || driver.clock.mono() > until {
-            break;
-        }
-    }
+    let list = |(node, items)| Some((node, wire::prints_of_wire(items, salt)?));
+    let lists = nodes_of(nodes)?.into_iter().map(list).collect::<Option<Vec<_>>>().ok_or_else(bad_prints)?;
+    let now = || driver.clock.mono();
+    let compared =
+        with_records(driver, false, |records| exchange::compare_lists(records, (place, salt), &lists, &now));
+    let compared = compared.map_err(storage_error)?;
+    let lists = compared.iter().map(|compared| wire::list_to_wire(compared, salt)).collect();
     Ok(answer::Kind::Items(proto::ItemsCompared { lists }))
 }
 

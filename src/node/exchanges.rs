@@ -9,15 +9,14 @@ use prost::Message as _;
 use tokio::sync::{oneshot, watch};
 
 use super::committer::{Incoming, Job};
-use super::comparisons::{COMPARE_FOR, apart, with_records};
+use super::comparisons::{apart, with_records};
 use super::coordinator::Coordinator;
 use super::env::CommitMode;
 use super::repair_runs::Progress;
 use crate::antientropy::exchange::{
-    Effect, Event, Exchange, LIST_ALL, LIST_MAX, Resolved, SETTLE, children_of, kept_children, resolve,
+    Effect, Event, Exchange, Resolved, SETTLE, children_of, kept_children, own_lists, resolve,
 };
 use crate::antientropy::forest::{Listed, Place, key_print};
-use crate::antientropy::records::list;
 use crate::antientropy::tree::{Node, Salt};
 use crate::canary::{self, Canary};
 use crate::machine::Machine as _;
@@ -250,26 +249,11 @@ impl Talk<'_> {
         let coordinator = self.coordinator.clone();
         let lists = apart(self.mode, move || {
             let driver = &coordinator.driver;
-            let (mut lists, mut all) = (Vec::new(), 0);
-            let until = driver.clock.mono() + COMPARE_FOR;
-            for node in nodes {
-                if !lists.is_empty() && driver.clock.mono() > until {
-                    break;
-                }
-                // Below a leaf there is nothing finer to compare.
-                let most = if node.fan_out() == 0 { usize::MAX } else { LIST_MAX };
-                let listed = with_records(driver, false, |records| list(records, place, node, most))?;
-                let Some(listed) = listed else { break };
-                all += listed.len();
-                if !lists.is_empty() && all > LIST_ALL {
-                    break;
-                }
-                lists.push((node, listed));
-            }
-            Ok(lists)
+            let now = || driver.clock.mono();
+            with_records(driver, false, |records| own_lists(records, place, &nodes, &now))
         });
         let lists = lists.await.ok_or(Broken::NotReady)?;
-        lists.map_err(|error: crate::storage::StorageError| Broken::Storage(error.to_string()))
+        lists.map_err(|error| Broken::Storage(error.to_string()))
     }
 
     async fn carry_out(

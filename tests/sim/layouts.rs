@@ -20,7 +20,7 @@ use crate::upkeep::Upkeep;
 /// Nodes that are kept equal by anti-entropy alone.
 fn cluster(seed: u64, nodes: usize) -> Cluster {
     let weather = Weather { latency_min: 1, latency_max: 5, random_order: false, tick_ms: 1 };
-    let upkeep = Upkeep { interval_ms: 300, read_repair: false, window_ms: Some(0), purge: None };
+    let upkeep = Upkeep { interval_ms: 300, read_repair: false, window_ms: Some(0), ..Upkeep::USUAL };
     let mut cluster = Cluster::new(Setup { upkeep, ..Setup::plain(seed, &vec![0; nodes], weather) });
     cluster.until_ready(10_000);
     cluster
