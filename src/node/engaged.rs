@@ -1,9 +1,10 @@
 //! Which trees this node is exchanging, and with whom: one exchange of a tree at a time, or two peers would bring it the
 //! same records.
 //!
-//! Of two nodes one asks and the other answers. The answerer knows of an exchange by its questions only: a peer that asks
-//! of another tree, or compares roots, has done with the one before, and so has one that is silent for [`IDLE`]. Who finds
-//! a tree taken tries again a little later. Nobody waits while it holds a tree, so nobody waits in a circle.
+//! Of two nodes one asks and the other answers. The answerer knows of an exchange by its questions and by the records that
+//! it brings: a peer that asks of another tree, or compares roots, has done with the one before, and so has one that is
+//! silent for [`IDLE`]. Who finds a tree taken tries again a little later. Nobody waits while it holds a tree, so nobody
+//! waits in a circle.
 //!
 //! It saves work and proves nothing: two exchanges of one tree at the same time do no harm.
 
@@ -42,6 +43,15 @@ impl Engaged {
         true
     }
 
+    /// The exchange of a tree that somebody asked for goes on.
+    pub fn stay(&self, now: Mono, asker: NodeId, place: Place) {
+        if let Some((at, last)) = self.all().get_mut(&asker)
+            && *at == place
+        {
+            *last = now;
+        }
+    }
+
     /// The exchange that somebody asked for is over.
     pub fn leave(&self, asker: NodeId) {
         self.all().remove(&asker);
@@ -67,5 +77,12 @@ mod tests {
         engaged.leave(NodeId(1));
         assert!(enter(1_800, 2, 9));
         assert!(enter(2_800, 1, 7), "silent for long");
+        // What it brings is as good as a question; of another tree it says nothing, nor where there was none.
+        engaged.stay(at(3_700), NodeId(1), place(7));
+        engaged.stay(at(3_700), NodeId(2), place(9));
+        assert!(!enter(4_000, 2, 7) && !enter(4_600, 2, 7) && enter(4_700, 3, 9));
+        engaged.stay(at(4_650), NodeId(1), place(8));
+        engaged.stay(at(4_650), NodeId(4), place(8));
+        assert!(enter(4_700, 2, 7) && enter(4_700, 5, 8));
     }
 }

@@ -153,6 +153,12 @@ impl Talk<'_> {
         }
     }
 
+    /// Says here that the exchange goes on.
+    fn stay(&self, place: Place) {
+        let driver = &self.coordinator.driver;
+        driver.engaged.stay(driver.clock.mono(), driver.me, place);
+    }
+
     async fn talk(&self, place: Place, conflicts: Conflicts, items: u64) -> Result<u64, Broken> {
         let (mut machine, mut effects, mut too_new) = (Exchange::new(), Vec::new(), 0);
         let mut failure = None;
@@ -278,6 +284,7 @@ impl Talk<'_> {
             };
             let answer = self.ask(place.keyspace.0, operation::Kind::FetchItems(question)).await?;
             let answer::Kind::Records(page) = answer else { return Err(Broken::Nonsense("records")) };
+            self.stay(place);
             for entry in page.entries {
                 let (key, digest, is_new) = self.take(place, entry, until).await?;
                 self.count(is_new);
@@ -299,6 +306,7 @@ impl Talk<'_> {
             send.clear();
         }
         for keys in send.chunks(EXCHANGE_SENDS) {
+            self.stay(place);
             self.give(keys).await?;
         }
         let given = u64::try_from(send.len()).unwrap_or(0);

@@ -35,6 +35,7 @@ use super::refill::{NOT_HEARD, REFILLING};
 use super::repairs::Repairs;
 use super::scrub::damage;
 use super::whose::As;
+use crate::antientropy::forest::Place as Tree;
 use crate::replica::apply::Outcome;
 use crate::replica::fetch::{self, Fetched};
 use crate::replica::requests::{self, Entry};
@@ -145,6 +146,11 @@ impl Peers {
             fresh: store.fresh && !is_behind,
             entry,
         };
+        if store.exchange
+            && let Some((partition, keyspace)) = schema::split_range(&incoming.storage_key)
+        {
+            driver.engaged.stay(driver.clock.mono(), from.node, Tree { partition, keyspace });
+        }
         let counted = store.exchange.then(|| driver.metrics.clone());
         let done = move |result| match result {
             Ok(Outcome::Superseded(stamp)) => reply.send(answer::Kind::Superseded(stamp.0)),

@@ -31,9 +31,10 @@ use crate::types::time::{Mono, WallMs};
 /// How often the schedule looks whether something is due.
 const TICK: Duration = Duration::from_millis(250);
 
-/// How long to wait for trees that are being exchanged with others, and how often; then their turn has come.
-const TAKEN_PAUSE: Duration = Duration::from_millis(50);
-const TAKEN_TRIES: usize = 40;
+/// How long to wait for trees that are being exchanged with others, and how often: 2 seconds, and then 28 more, since one
+/// may be large. Then their turn has come.
+const TAKEN_PAUSES: [(usize, Duration); 2] =
+    [(40, Duration::from_millis(50)), (56, Duration::from_millis(500))];
 
 /// Trees of one comparison whose exchange a peer may leave without an answer before it is taken for silent.
 const LATE_MOST: u32 = 2;
@@ -188,8 +189,10 @@ impl Repairs {
         left: &mut BTreeMap<Place, Shared>,
     ) -> Result<(), Broken> {
         let mut undone = BTreeMap::new();
-        for attempt in 0..=TAKEN_TRIES {
-            let salt = if attempt < TAKEN_TRIES { talk.salt } else { Salt::WIDE };
+        let pauses =
+            TAKEN_PAUSES.into_iter().flat_map(|(times, pause)| std::iter::repeat_n(Some(pause), times));
+        for pause in pauses.chain([None]) {
+            let salt = if pause.is_some() { talk.salt } else { Salt::WIDE };
             let mut taken = BTreeMap::new();
             let compared = self.compare(&Talk { salt, ..*talk }, left, &mut taken).await;
             undone.append(left);
@@ -198,7 +201,7 @@ impl Repairs {
                 left.append(&mut undone);
                 return compared;
             }
-            tokio::time::sleep(TAKEN_PAUSE).await;
+            tokio::time::sleep(pause.unwrap_or_default()).await;
         }
         left.append(&mut undone);
         Ok(())

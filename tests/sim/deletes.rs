@@ -24,6 +24,7 @@ const HASTY: Upkeep = Upkeep {
     read_repair: true,
     window_ms: Some(600),
     purge: Some(Purge { grace_ms: 2_000, age_ms: 800 }),
+    rate_bytes: None,
 };
 
 fn cluster(

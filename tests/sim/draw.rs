@@ -297,7 +297,7 @@ mod tests {
             sizes.insert(nodes);
             habits.insert(draw.habit);
             more.insert(draw.more);
-            let Upkeep { interval_ms, read_repair, window_ms, purge } = draw.setup.upkeep;
+            let Upkeep { interval_ms, read_repair, window_ms, purge, .. } = draw.setup.upkeep;
             upkeeps.insert((interval_ms > 0, read_repair, window_ms == Some(0), purge.is_some()));
             let Mix { clocks_back, torn, full_cluster, lost_disk, .. } = draw.mix;
             rare.extend(

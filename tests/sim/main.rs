@@ -18,6 +18,7 @@ mod keyspaces;
 mod layouts;
 mod nemesis;
 mod net;
+mod repairs;
 mod scenarios;
 mod story;
 mod swarm;

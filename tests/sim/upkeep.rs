@@ -40,11 +40,13 @@ pub struct Upkeep {
     pub window_ms: Option<u64>,
     /// When tombstones go, if not after hours.
     pub purge: Option<Purge>,
+    /// Bytes of anti-entropy a second, if not as many as usual.
+    pub rate_bytes: Option<u64>,
 }
 
 impl fmt::Display for Upkeep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Upkeep { interval_ms, read_repair, window_ms, purge } = self;
+        let Upkeep { interval_ms, read_repair, window_ms, purge, rate_bytes: _ } = self;
         write!(f, "repair={interval_ms} reads={read_repair}")?;
         window_ms.map_or(Ok(()), |window| write!(f, " window={window}"))?;
         purge.map_or(Ok(()), |Purge { grace_ms, age_ms }| write!(f, " grace={grace_ms} age={age_ms}"))
@@ -53,7 +55,8 @@ impl fmt::Display for Upkeep {
 
 impl Upkeep {
     /// Hints and reads.
-    pub const USUAL: Upkeep = Upkeep { interval_ms: 0, read_repair: true, window_ms: None, purge: None };
+    pub const USUAL: Upkeep =
+        Upkeep { interval_ms: 0, read_repair: true, window_ms: None, purge: None, rate_bytes: None };
 
     /// Of a seed. It is drawn apart, so that the other scenarios are what they were without it.
     pub fn draw(seed: u64) -> Upkeep {
@@ -67,10 +70,10 @@ impl Upkeep {
         match kind {
             0..12 => Upkeep::USUAL,
             12..14 => Upkeep { interval_ms, ..Upkeep::USUAL },
-            14 | 15 => Upkeep { interval_ms, read_repair: false, window_ms: Some(0), purge: None },
+            14 | 15 => Upkeep { interval_ms, read_repair: false, window_ms: Some(0), ..Upkeep::USUAL },
             _ => {
                 let read_repair = rng.random_bool(0.75);
-                Upkeep { interval_ms, read_repair, window_ms: Some(window_ms), purge }
+                Upkeep { interval_ms, read_repair, window_ms: Some(window_ms), purge, rate_bytes: None }
             }
         }
     }
@@ -89,6 +92,7 @@ impl Upkeep {
         RepairConfig {
             interval_ms: self.interval_ms,
             read_repair: self.read_repair,
+            rate_bytes: self.rate_bytes.unwrap_or(usual.rate_bytes),
             tombstone_grace_ms: grace_ms,
             message_age_ms: age_ms,
             ..usual
