@@ -14,7 +14,8 @@
 //!   `"damaged":[{"keyspace","key","sort"?,"why"}]`, the first few.
 //! - `record`: of the cluster that of `explain`; from a data directory see `record`.
 //! - `quarantine`: `{"node","quarantine":[{"key","sort"?,"keyspace","partition","why","found_at","healed_at","raw_bytes",
-//!   "raw_hex"}]}`; `healed_at` is null while a record waits, `raw_hex` has the first bytes of what was found.
+//!   "raw_hex"}],"not_kept"}`; `healed_at` is null while a record waits, `raw_hex` has the first bytes of what was found,
+//!   `not_kept` is how many more wait, of which nothing is kept since there is no room.
 //!
 //! Exit 3: no such record (of the cluster: no replica that answered has one, and all homes answered). Exit 1
 //! also where something damaged was found and shown.
@@ -22,11 +23,11 @@
 //! Owners of a partition are listed for the widest keyspace there may be: a keyspace's homes are the first `n`.
 
 mod layout;
-mod offline;
+pub(super) mod offline;
 mod partition;
 mod preflist;
 mod quarantine;
-mod record;
+pub(super) mod record;
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;

@@ -15,6 +15,7 @@ pub mod dev;
 pub mod dump;
 pub mod escape;
 pub mod explain;
+pub mod give_up;
 pub mod hints;
 pub mod inspect;
 pub mod keyspace;
@@ -129,6 +130,7 @@ enum Verb {
     #[command(subcommand)]
     Hints(hints::HintsVerb),
     Repair(repair::RepairArgs),
+    GiveUp(give_up::GiveUpArgs),
     // Named in the contract, not built yet.
     #[command(hide = true)]
     Cluster(Unbuilt),
@@ -204,6 +206,7 @@ impl Verb {
             Verb::Inspect(verb) => verb.run(global),
             Verb::Hints(verb) => block_on(verb.run(global)),
             Verb::Repair(args) => block_on(args.run(global)),
+            Verb::GiveUp(args) => args.run(global),
             Verb::Cluster(args) => args.run("cluster"),
             Verb::Transfers(args) => args.run("transfers"),
             Verb::Workers(args) => args.run("workers"),

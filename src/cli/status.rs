@@ -9,6 +9,7 @@ use super::Global;
 use super::hints::refused_line;
 use super::output::{self, CliResult, Exit, Op};
 use crate::rpc::proto;
+use crate::types::limits::QUARANTINE_WAITING;
 use crate::types::time::WallMs;
 
 /// Shows nodes, liveness, zones, layout version, ownership, disk, hints, and how old the oldest proof is that replicas
@@ -223,9 +224,11 @@ fn damage_lines(node: &proto::NodeStatus) -> String {
         (0, 0) => {}
         (all, 0) => _ = writeln!(text, "{name} had {all} damaged records: all are healed"),
         (all, wait) => {
+            let more = if wait >= QUARANTINE_WAITING as u64 { " (or more)" } else { "" };
             _ = writeln!(
                 text,
-                "{name} has {all} damaged records: {wait} wait to be healed, until all of their replicas are there"
+                "{name} has {all} damaged records{more}: {wait} wait to be healed, until all of their replicas are \
+                 there"
             );
         }
     }

@@ -14,7 +14,7 @@
 //! 5. A record is written only if its keyspace has not been dropped by the map as it is then: a job that is taken
 //!    from the queue after a map was learnt is held against that map.
 //!
-//! A damaged record is never written over (`committer/damage.rs`).
+//! A damaged record is not written over, but by what supersedes whatever it was (`committer/damage.rs`).
 
 mod damage;
 
@@ -95,6 +95,8 @@ struct Shared {
     /// Records that can't be read and are not yet set aside.
     suspects: Mutex<BTreeSet<Vec<u8>>>,
     suspected: Notify,
+    /// Places that wait to be healed, of which a version has come to this node since it was last asked.
+    renewed: Mutex<BTreeSet<Vec<u8>>>,
     unsynced: Mutex<Unsynced>,
     synced: watch::Sender<u64>,
     failed: AtomicBool,
@@ -142,6 +144,7 @@ impl Committer {
             quarantine: Mutex::new(quarantine),
             suspects: Mutex::default(),
             suspected: Notify::new(),
+            renewed: Mutex::default(),
             unsynced: Mutex::default(),
             synced: watch::Sender::new(0),
             failed: AtomicBool::new(false),
@@ -379,15 +382,13 @@ impl Shared {
                     let mut minter = lock(&self.minter);
                     mint::mint(&*self.storage, &mut minter, self.clock.wall(), &write)
                 };
-                if let Err(MintError::Load(LoadError::Damaged(_))) = &minted {
-                    self.suspect(&write.storage_key);
-                }
-                let minted = minted.map_err(mint_cause).and_then(|mut minted| {
-                    self.write_record(&write.storage_key, &mut minted.batch, minted.change, wrote)
-                        .inspect_err(|_| lock(&self.minter).forget_leases())?;
-                    self.count_mint(&minted);
-                    Ok(minted)
-                });
+                let minted = match minted {
+                    Err(MintError::Load(LoadError::Damaged(why))) => {
+                        self.mint_onto_damaged(why, &write, wrote)
+                    }
+                    Err(error) => Err(mint_cause(error)),
+                    Ok(minted) => self.write_minted(&write.storage_key, minted, wrote),
+                };
                 once_synced(minted, done)
             }
             Job::Apply(incoming, done) => once_synced(self.apply(&incoming, wrote), done),
@@ -478,6 +479,7 @@ impl Shared {
         let applied = apply::apply(&*self.storage, storage_key, record, bytes, *fresh);
         if let Err(LoadError::Damaged(_)) = &applied {
             self.suspect(storage_key);
+            self.version_came(storage_key);
         }
         let Applied { mut outcome, change, damage } = applied.map_err(|error| load_cause(&error))?;
         let entry = entry.or_else(|| requests::entry_of(storage_key, record, self.clock.wall()));
@@ -497,16 +499,30 @@ impl Shared {
                 let found = damage.found.as_deref().unwrap_or_default();
                 self.quarantine(storage_key, (&damage.why, found), batch.writes.clone(), wrote)?;
             }
-            (Outcome::Changed(batch), None) => self.write_record(storage_key, batch, change, wrote)?,
+            (Outcome::Changed(batch), None) => {
+                // It is kept beside the mark.
+                if change.is_none() {
+                    self.version_came(storage_key);
+                }
+                self.write_record(storage_key, batch, change, wrote)?;
+            }
             _ => {}
         }
         Ok(outcome)
     }
 
-    fn count_mint(&self, minted: &Minted) {
+    fn write_minted(
+        &self,
+        storage_key: &[u8],
+        mut minted: Minted,
+        wrote: &mut bool,
+    ) -> Result<Minted, Cause> {
+        self.write_record(storage_key, &mut minted.batch, minted.change, wrote)
+            .inspect_err(|_| lock(&self.minter).forget_leases())?;
         if minted.versions > SIBLINGS_WARN {
             self.metrics.many_siblings.inc();
         }
+        Ok(minted)
     }
 
     /// Writes a batch; its keys count as unsynced from before it is visible.

@@ -162,7 +162,8 @@ impl Scrubber {
             }
             self.set_aside().await;
             let waiting = driver.committer.waiting();
-            not_before.retain(|key, _| waiting.contains(key));
+            let renewed = driver.committer.take_renewed();
+            not_before.retain(|key, _| waiting.contains(key) && !renewed.contains(key));
             let now = driver.clock.mono();
             let due = waiting.into_iter().filter(|key| not_before.get(key).is_none_or(|at| now >= *at));
             for (key, attempt) in self.heal_all(due.collect()).await {

@@ -191,6 +191,16 @@ pub fn mint(
 ) -> Result<Minted, MintError> {
     // A damaged copy is not written over: it would count in quorums without the versions that it held.
     let old = if write.stands_in { None } else { stored::load(storage, &write.storage_key)? };
+    mint_onto(old, minter, now, write)
+}
+
+/// Mints a version onto this copy.
+pub fn mint_onto(
+    old: Option<stored::Stored>,
+    minter: &mut Minter,
+    now: WallMs,
+    write: &Mint,
+) -> Result<Minted, MintError> {
     let minted = match write.conflicts {
         Conflicts::Lww => mint_lww(minter, now, write, old),
         Conflicts::Siblings => mint_sibling(minter, now, write, old),

@@ -11,6 +11,8 @@
 //! 2. A healed record has no local mark, so its node begins a new line of dots.
 //! 3. What is kept for people is bounded: the oldest that are healed go first, then new ones keep no bytes.
 //!
+//! A place of which nobody has a version can be given up ([`give_up`]), by an operator who says so: no machine does.
+//!
 //! Caveat: more than so many places wait at a time, the rest are found again by the next reader, or pass of the scrub.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -116,8 +118,13 @@ impl Quarantine {
 
     /// How many records are in quarantine, or wait and found no room in it.
     pub fn records(&self) -> usize {
-        let kept_apart = self.waiting.iter().filter(|key| !self.lines.contains_key(*key)).count();
-        self.lines.len() + kept_apart
+        self.lines.len() + self.not_kept()
+    }
+
+    /// How many wait and found no room in quarantine.
+    pub fn not_kept(&self) -> usize {
+        let kept = self.lines.iter().filter(|(key, line)| !line.is_healed && self.waiting.contains(*key));
+        self.waiting.len() - kept.count()
     }
 
     /// Adds a place that waits to be healed, if there is room.
@@ -178,12 +185,13 @@ impl Quarantine {
         writes
     }
 
-    /// What says for people that a place is sound again.
+    /// What says for people that a place is sound again, and how that came if it was not healed from its replicas.
     pub fn healed(
         &mut self,
         storage: &dyn Storage,
         storage_key: &[u8],
         now: WallMs,
+        how: Option<&str>,
     ) -> Result<Vec<Write>, StorageError> {
         self.waiting.remove(storage_key);
         let Some(line) = self.lines.get_mut(storage_key) else { return Ok(Vec::new()) };
@@ -191,7 +199,10 @@ impl Quarantine {
         let key = schema::quarantine_key(storage_key);
         let entry = storage.get(&key)?.map(|value| Entry::read(&key, &value));
         Ok(match entry {
-            Some(Ok(entry)) => vec![Entry { healed_at: Some(now), ..entry }.write(storage_key)],
+            Some(Ok(entry)) => {
+                let why = [Some(&entry.why[..]), how].into_iter().flatten().collect::<Vec<_>>().join("; ");
+                vec![Entry { healed_at: Some(now), why, ..entry }.write(storage_key)]
+            }
             Some(Err(_)) => {
                 self.forget(storage_key);
                 vec![Write::Delete(key)]
@@ -236,6 +247,25 @@ pub fn heal(storage: &dyn Storage, storage_key: &[u8], held: &[Record]) -> Resul
     batch.put(storage_key, stored::encode(storage_key, None, &codec::encode_record(&record)));
     let change = Change { before: None, after: Some(record.digest()), dead_since: record.dead_since() };
     Ok(Healing::Restored(batch, change))
+}
+
+/// What gives up a damaged record that was set aside: in its place comes what has come since, or nothing. None if the place
+/// is sound, or its record was not set aside yet.
+pub fn give_up(storage: &dyn Storage, storage_key: &[u8]) -> Result<Option<Batch>, LoadError> {
+    let Place::Damaged(Damage { found: None, since, .. }) = stored::place(storage, storage_key)? else {
+        return Ok(None);
+    };
+    let mut batch = Batch::new();
+    match &since {
+        Some(record) => {
+            if let Some(dead) = record.dead_since() {
+                batch.put(schema::dead_key(dead, storage_key), Vec::new());
+            }
+            batch.put(storage_key, stored::encode(storage_key, None, &codec::encode_record(record)));
+        }
+        None => batch.delete(storage_key),
+    }
+    Ok(Some(batch))
 }
 
 #[cfg(test)]
@@ -320,6 +350,32 @@ mod tests {
     }
 
     #[test]
+    fn what_is_given_up_leaves_what_has_come_since() {
+        let (storage, mut quarantine) = (MemoryStorage::default(), Quarantine::default());
+        let (alone, renewed, sound) = (storage_key("alone"), storage_key("renewed"), storage_key("sound"));
+        for key in [&alone, &renewed] {
+            write(&storage, vec![Write::Put(key.clone(), b"junk".to_vec())]);
+            assert_eq!(give_up(&storage, key), Ok(None), "it is set aside first");
+            set_aside(&storage, &mut quarantine, key, b"junk");
+        }
+        write(&storage, vec![mark(&renewed, Some(&lww(5)))]);
+        let stored = stored::encode(&sound, None, &codec::encode_record(&lww(3)));
+        write(&storage, vec![Write::Put(sound.clone(), stored)]);
+        for (key, left) in [(&alone, None), (&renewed, Some(lww(5))), (&sound, Some(lww(3)))] {
+            if let Some(batch) = give_up(&storage, key).expect("readable") {
+                storage.write(&batch).expect("written");
+                let writes = quarantine.healed(&storage, key, NOW, Some("given up")).expect("readable");
+                write(&storage, writes);
+            }
+            let found = stored::load(&storage, key).expect("readable");
+            assert_eq!(found.map(|found| found.record), left);
+        }
+        let mut whys = Vec::new();
+        visit(&storage, &mut |_, entry| whys.push(entry.expect("sound").why)).expect("read");
+        assert_eq!((whys, quarantine.waiting().len()), (vec!["flipped; given up".to_string(); 2], 0));
+    }
+
+    #[test]
     fn a_damaged_record_is_not_taken_for_one_that_was_set_aside() {
         let (storage, key) = (MemoryStorage::default(), storage_key("k"));
         write(&storage, vec![Write::Put(key.clone(), b"junk".to_vec())]);
@@ -334,7 +390,7 @@ mod tests {
         for name in ["a", "b"] {
             set_aside(&storage, &mut quarantine, &storage_key(name), b"junk");
         }
-        let writes = quarantine.healed(&storage, &storage_key("a"), WallMs(2_000)).expect("readable");
+        let writes = quarantine.healed(&storage, &storage_key("a"), WallMs(2_000), None).expect("readable");
         write(&storage, writes);
         let loaded = Quarantine::load(&storage).expect("readable");
         assert_eq!(loaded.waiting(), &[storage_key("b")].into());
@@ -370,10 +426,18 @@ mod tests {
         assert_eq!((kept("0000"), kept("last")), (Some(QUARANTINE_RECORD_BYTES), Some(0)));
         assert_eq!(quarantine.records(), fit + 1);
         assert_eq!(quarantine.waiting().len(), fit + 1);
-        let writes = quarantine.healed(&storage, &storage_key("0003"), NOW).expect("readable");
+        let writes = quarantine.healed(&storage, &storage_key("0003"), NOW, None).expect("readable");
         write(&storage, writes);
         set_aside(&storage, &mut quarantine, &storage_key("more"), &big);
         assert_eq!((kept("0003"), kept("more")), (None, Some(QUARANTINE_RECORD_BYTES)));
         assert!(quarantine.bytes <= QUARANTINE_BYTES && quarantine.lines.len() <= QUARANTINE_ENTRIES);
+        assert_eq!(quarantine.not_kept(), 0, "an entry without bytes is one");
+        (0..QUARANTINE_ENTRIES)
+            .for_each(|n| set_aside(&storage, &mut quarantine, &storage_key(&format!("s{n}")), b""));
+        let waiting = quarantine.waiting().len();
+        assert_eq!(
+            (quarantine.lines.len(), quarantine.not_kept()),
+            (QUARANTINE_ENTRIES, waiting - QUARANTINE_ENTRIES)
+        );
     }
 }

@@ -105,6 +105,8 @@ pub struct ScrubMetrics {
     pub others_damaged: Counter,
     /// Places whose record is damaged and waits for its replicas.
     pub damaged: Gauge<u64, AtomicU64>,
+    /// Of those, such as found no room in quarantine: nothing is kept of what was there.
+    pub not_kept: Gauge<u64, AtomicU64>,
     /// Records that were set aside.
     pub quarantined: Counter,
     /// Of those, healed from the other replicas.
@@ -129,6 +131,22 @@ impl ScrubMetrics {
         let healed = counter("records_healed", "Damaged records healed from the other replicas");
         let damaged = Gauge::default();
         registry.register("records_damaged", "Damaged records that wait for a replica", damaged.clone());
-        ScrubMetrics { passes, entries, bytes, unreadable, others_damaged, damaged, quarantined, healed }
+        let not_kept = Gauge::default();
+        registry.register(
+            "records_not_kept",
+            "Of those, such as found no room in quarantine",
+            not_kept.clone(),
+        );
+        ScrubMetrics {
+            passes,
+            entries,
+            bytes,
+            unreadable,
+            others_damaged,
+            damaged,
+            not_kept,
+            quarantined,
+            healed,
+        }
     }
 }

@@ -118,7 +118,7 @@ pub const QUARANTINE_WAITING: usize = 65_536;
 pub const HEALINGS_AT_ONCE: usize = 16;
 /// How long after an attempt to heal what waits for a replica there is another.
 pub const HEAL_AGAIN: Duration = Duration::from_secs(2);
-/// How long after one that found no version on any replica: a write may have come.
+/// How long after one that found no version on any replica, unless this node hears of one.
 pub const HEAL_NO_VERSION_AGAIN: Duration = Duration::from_secs(60);
 /// How long after the end of a pass of the scrub there is another: often enough that two replicas of a key are unlikely
 /// to go bad in between.

@@ -97,6 +97,21 @@ fn flip_records(data: &Path, every: usize) -> u64 {
     damaged
 }
 
+/// Flips the last bit of each record of a stopped node.
+fn spoil_records(data: &Path) {
+    let storage = SledStorage::open(&data.join("storage"), 1 << 20).expect("opened");
+    let (mut batch, from, to) = (Batch::new(), [schema::RECORD_TAG], [schema::RECORD_TAG + 1]);
+    let visit = &mut |key: &[u8], value: &[u8]| {
+        let mut value = value.to_vec();
+        *value.last_mut().expect("not empty") ^= 1;
+        batch.put(key, value);
+        true
+    };
+    storage.scan(Bound::Included(&from), Bound::Excluded(&to), false, visit).expect("scanned");
+    storage.write(&batch).expect("written");
+    storage.sync().expect("synced");
+}
+
 /// Flips a bit in the file of each large value; how many.
 fn flip_large_values(data: &Path) -> u64 {
     let mut flipped = 0;
@@ -124,9 +139,19 @@ fn shown_by_status(cluster: &Cluster, node: usize) -> Value {
 }
 
 fn quarantine(node: &Node) -> (i32, Value) {
+    offline(node, &["inspect", "quarantine"])
+}
+
+fn give_up(node: &Node, arguments: &[&str]) -> (i32, Value) {
+    offline(node, &[&["give-up"], arguments].concat())
+}
+
+/// Exit code and JSON of what looks into a stopped node's directory.
+fn offline(node: &Node, arguments: &[&str]) -> (i32, Value) {
     let data = node.data();
     let output = Command::new(BINARY)
-        .args(["inspect", "quarantine", "--data-dir", data.to_str().expect("UTF-8"), "-o", "json"])
+        .args(arguments)
+        .args(["--data-dir", data.to_str().expect("UTF-8"), "-o", "json"])
         .env_clear()
         .output()
         .expect("quoral starts");
@@ -208,6 +233,10 @@ async fn f29_damaged_records_are_never_served_and_are_healed_by_the_scrub_alone(
         stop(&mut cluster.nodes[2]);
         quarantine(&cluster.nodes[2])
     };
+    let (given_up, told) = give_up(&cluster.nodes[2], &["--all", "--yes"]);
+    let refused = told["refused"].as_array().expect("a list");
+    assert_eq!((given_up, refused.len() as u64, &told["given_up"]), (1, damaged, &json!(false)), "{told}");
+    assert!(refused[0]["why"].as_str().expect("text").contains("it has other replicas, on n"), "{told}");
     let entries = shown["quarantine"].as_array().expect("a list");
     assert_eq!((code, u64::try_from(entries.len()).expect("few")), (1, damaged));
     assert!(entries.iter().all(|entry| entry["healed_at"].is_null() && entry["raw_hex"] != ""), "{shown}");
@@ -311,4 +340,88 @@ async fn f29_a_damaged_record_is_healed_when_a_get_finds_it() {
     cluster.nodes[0].kill();
     cluster.nodes[1].kill();
     assert_eq!(read_all(cluster.nodes[2].client, "default", 50).await, 0);
+}
+
+/// Where what is damaged was the only copy there is nothing to heal it from. A new write replaces it, but of siblings: those
+/// are given up by who says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_only_copy_that_is_damaged_is_written_over_or_given_up() {
+    let _alone = alone();
+    let mut cluster = Cluster::start(1);
+    let clients = cluster.all_clients();
+    client::wait_for_all(&clients, 1).await;
+    let ask = |arguments: &[&str]| {
+        let output = cli(&clients, arguments).0;
+        (output.status.code().expect("not killed"), said(&output))
+    };
+    let done = |arguments: &[&str]| {
+        let (code, text) = ask(arguments);
+        assert_eq!(code, 0, "{arguments:?}: {text}");
+        text
+    };
+    done(&["keyspace", "create", "carts", "--conflicts", "siblings", "--n", "1", "--r", "1", "--w", "1"]);
+    done(&["put", "a", "before"]);
+    done(&["put", "b", "before"]);
+    for key in ["c", "d"] {
+        done(&["put", key, "before", "--keyspace", "carts", "--blind"]);
+    }
+    stop(&mut cluster.nodes[0]);
+    spoil_records(&cluster.nodes[0].data());
+    cluster.nodes[0].start();
+    cluster.nodes[0].wait_ready();
+    client::wait_for_all(&clients, 1).await;
+    for (key, keyspace) in [("a", "default"), ("b", "default"), ("c", "carts"), ("d", "carts")] {
+        let (code, text) = ask(&["get", key, "--keyspace", keyspace]);
+        assert!(code != 0 && code != 3 && !text.contains("before"), "{key}: {code} {text}");
+    }
+    done(&["put", "a", "after"]);
+    assert!(done(&["get", "a"]).contains("after"));
+    done(&["del", "b"]);
+    assert_eq!(ask(&["get", "b"]).0, 3);
+    let (code, text) = ask(&["put", "c", "after", "--keyspace", "carts", "--blind"]);
+    assert!(
+        code != 0 && text.contains("damaged"),
+        "siblings that can't be read may not be covered: {code} {text}"
+    );
+    eventually(Duration::from_secs(30), || match scrubbed(&cluster.nodes[0], "records_damaged")? {
+        2 => Ok(()),
+        other => Err(format!("{other} wait")),
+    });
+    stop(&mut cluster.nodes[0]);
+
+    let node = &cluster.nodes[0];
+    let of_c = ["c", "--keyspace", "carts"];
+    let (code, told) = give_up(node, &of_c[..]);
+    assert_eq!(
+        (code, &told["given_up"], &told["records"][0]["key"]),
+        (2, &json!(false), &json!("c")),
+        "{told}"
+    );
+    assert_eq!(quarantine(node).0, 1, "nothing was done");
+    let (code, told) = give_up(node, &[&of_c[..], &["--yes"]].concat());
+    assert_eq!((code, &told["given_up"], &told["refused"]), (0, &json!(true), &json!([])), "{told}");
+    assert!(told["records"][0]["raw_bytes"].as_u64() > Some(0), "{told}");
+    let (code, told) = give_up(node, &["--all", "--yes"]);
+    assert_eq!((code, told["records"].as_array().map(Vec::len)), (0, Some(1)), "{told}");
+    assert_eq!(give_up(node, &["a", "--yes"]).0, 1, "it is sound");
+    let (code, shown) = quarantine(node);
+    let mut hows: Vec<&str> = shown["quarantine"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|entry| entry["why"].as_str().expect("text").rsplit("; ").next().expect("one"))
+        .collect();
+    hows.sort_unstable();
+    let (new, given) = ("a new write replaced it", "given up");
+    assert_eq!((code, hows, &shown["not_kept"]), (0, vec![new, new, given, given], &json!(0)), "{shown}");
+
+    cluster.nodes[0].start();
+    cluster.nodes[0].wait_ready();
+    client::wait_for_all(&clients, 1).await;
+    assert_eq!(ask(&["get", "c", "--keyspace", "carts"]).0, 3);
+    done(&["put", "c", "after", "--keyspace", "carts"]);
+    assert!(done(&["get", "c", "--keyspace", "carts"]).contains("after"));
+    assert!(done(&["get", "a"]).contains("after"));
+    assert!(done(&["dump"]).contains("after"));
+    cluster.check();
 }

@@ -5,7 +5,7 @@
 //!
 //! Invariants:
 //! 1. While it is open, no node starts on the directory; while a node runs, it can't be opened.
-//! 2. Nothing is made in a directory that is not a node's, and no record is written anywhere.
+//! 2. Nothing is made in a directory that is not a node's, and no record is written, but by `give-up`.
 //!
 //! It does not say what the other nodes hold, and knows the cluster map only as this node last stored it.
 
@@ -101,7 +101,8 @@ impl Offline {
     }
 }
 
-fn storage_error(error: &StorageError) -> CliError {
+/// What the storage engine said.
+pub fn storage_error(error: &StorageError) -> CliError {
     CliError::new(Exit::Error, format!("storage: {error}"))
 }
 

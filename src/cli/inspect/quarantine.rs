@@ -1,19 +1,23 @@
 //! `inspect quarantine`: the damaged records of a data directory that were set aside. Shape of the JSON: see `inspect`.
 
+use std::collections::BTreeSet;
+use std::ops::Bound;
 use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::offline::Offline;
+use super::offline::{Offline, storage_error};
 use super::record::hex;
 use crate::cli::Global;
 use crate::cli::explain::key_text;
-use crate::cli::output::{self, CliError, CliResult, Exit};
+use crate::cli::output::{self, CliError, CliResult, Exit, note};
 use crate::replica::quarantine::{self, Entry};
+use crate::replica::stored;
 use crate::storage::schema;
 use crate::types::ids::{KeyspaceId, PartitionId};
 use crate::types::key::Key;
+use crate::types::limits::QUARANTINE_ENTRIES;
 
 /// `inspect quarantine`
 #[derive(Debug, Args)]
@@ -74,14 +78,29 @@ impl Shown {
     }
 }
 
+/// How many damaged records wait that found no room: what stands at each place tells, so all are read.
+fn not_kept(offline: &Offline, kept: &BTreeSet<Vec<u8>>) -> Result<usize, CliError> {
+    let (from, to) = ([schema::RECORD_TAG], [schema::RECORD_TAG + 1]);
+    let mut count = 0;
+    let read =
+        offline.storage.scan(Bound::Included(&from), Bound::Excluded(&to), false, &mut |key, value| {
+            count += usize::from(stored::decode(key, value).is_err() && !kept.contains(key));
+            true
+        });
+    read.map_err(|error| storage_error(&error))?;
+    Ok(count)
+}
+
 impl QuarantineArgs {
     pub(super) fn run(self, global: &Global) -> CliResult {
         let offline = Offline::open(&self.data_dir)?;
-        let mut all = Vec::new();
+        let (mut all, mut kept) = (Vec::new(), BTreeSet::new());
         let read = quarantine::visit(&*offline.storage, &mut |storage_key, entry| {
+            kept.insert(storage_key.to_vec());
             all.push(Shown { place: schema::split_record_key(storage_key), entry });
         });
-        read.map_err(|error| CliError::new(Exit::Error, format!("storage: {error}")))?;
+        read.map_err(|error| storage_error(&error))?;
+        let not_kept = if all.len() < QUARANTINE_ENTRIES { 0 } else { not_kept(&offline, &kept)? };
         let keyspace = |id: KeyspaceId| match offline.map.keyspace_by_id(id) {
             Some(keyspace) => keyspace.name.clone(),
             None => format!("(id {id})"),
@@ -89,7 +108,7 @@ impl QuarantineArgs {
         if global.json() {
             let records: Vec<Value> = all.iter().map(|shown| shown.to_json(&keyspace)).collect();
             let node = offline.identity.node_id.to_string();
-            output::print_json(&json!({ "node": node, "quarantine": records }))?;
+            output::print_json(&json!({ "node": node, "quarantine": records, "not_kept": not_kept }))?;
         } else if all.is_empty() {
             output::print("no damaged record was set aside\n")?;
         } else {
@@ -97,6 +116,9 @@ impl QuarantineArgs {
             let rows: Vec<Vec<String>> = all.iter().map(|shown| shown.row(&keyspace)).collect();
             output::print(output::table(&head, &rows))?;
         }
-        Ok(if all.iter().any(Shown::waits) { Exit::Error } else { Exit::Done })
+        if not_kept > 0 {
+            note(format!("{not_kept} more damaged records wait, of which nothing is kept: there is no room"));
+        }
+        Ok(if not_kept > 0 || all.iter().any(Shown::waits) { Exit::Error } else { Exit::Done })
     }
 }

@@ -1,15 +1,21 @@
 //! What the commit thread does about damaged records: sets them aside, and restores their places
 //! (`replica::quarantine`).
+//!
+//! A new write replaces a damaged record where that was the only replica, of an `lww` keyspace: its stamp is above all
+//! that this node has made or acknowledged, so whatever the record held it supersedes. Elsewhere it might be a replica's
+//! only copy of a version that others lack, or of siblings, and the write is refused here.
 
 use std::collections::BTreeSet;
 
-use super::{Committer, Shared, load_cause, lock};
+use super::{Committer, Shared, load_cause, lock, mint_cause};
 use crate::antientropy::forest::Place as TreeOf;
+use crate::replica::mint::{self, Mint, Minted};
 use crate::replica::quarantine::{self, Healing};
 use crate::replica::stored::{self, LoadError, Place};
 use crate::storage::{Batch, Write, schema};
 use crate::types::error::Cause;
 use crate::types::limits::QUARANTINE_WAITING;
+use crate::types::policy::Conflicts;
 use crate::version::record::{Record, Summary};
 
 /// What became of a place.
@@ -51,6 +57,11 @@ impl Committer {
         lock(&self.shared.quarantine).waiting().clone()
     }
 
+    /// Of those, some of which a version has come to this node since the last time.
+    pub fn take_renewed(&self) -> BTreeSet<Vec<u8>> {
+        std::mem::take(&mut *lock(&self.shared.renewed))
+    }
+
     /// The trees in which places wait to be healed.
     pub fn damaged_trees(&self) -> BTreeSet<TreeOf> {
         let quarantine = lock(&self.shared.quarantine);
@@ -88,6 +99,60 @@ impl Shared {
         }
     }
 
+    /// A version of a damaged record has come, so there is one somewhere.
+    pub(super) fn version_came(&self, storage_key: &[u8]) {
+        if lock(&self.quarantine).waiting().contains(storage_key) {
+            lock(&self.renewed).insert(storage_key.to_vec());
+        }
+    }
+
+    /// Whether a write supersedes whatever its place has held.
+    fn supersedes_all(&self, write: &Mint) -> bool {
+        let map = self.map.borrow();
+        let keyspace = schema::split_range(&write.storage_key).and_then(|(_, id)| map.keyspace_by_id(id));
+        let is_alone = keyspace.is_some_and(|keyspace| keyspace.n == 1);
+        is_alone && write.conflicts == Conflicts::Lww && !write.stands_in
+    }
+
+    /// Mints in the place of a damaged record, or refuses to, for `why` it can't be read.
+    pub(super) fn mint_onto_damaged(
+        &self,
+        why: String,
+        write: &Mint,
+        wrote: &mut bool,
+    ) -> Result<Minted, Cause> {
+        let refused = load_cause(&LoadError::Damaged(why));
+        if !self.supersedes_all(write) {
+            self.suspect(&write.storage_key);
+            return Err(refused);
+        }
+        self.set_aside(&write.storage_key, wrote)?;
+        let place = stored::place(&*self.storage, &write.storage_key).map_err(|error| load_cause(&error))?;
+        // A newer release may have written it.
+        let Place::Damaged(damage) = place else { return Err(refused) };
+        let since = damage.since.map(|since| since.stamp()).unwrap_or_default();
+        let write = Mint { above: write.above.max(since), ..write.clone() };
+        let minted = {
+            let mut minter = lock(&self.minter);
+            mint::mint_onto(None, &mut minter, self.clock.wall(), &write)
+        };
+        let minted = self.write_minted(&write.storage_key, minted.map_err(mint_cause)?, wrote)?;
+        tracing::warn!(key = ?write.storage_key, "a damaged record, the only copy, is replaced by a new write");
+        // The write is made, whether that can be noted or not.
+        if let Err(cause) = self.note_sound(&write.storage_key, Some("a new write replaced it"), wrote) {
+            tracing::warn!(?cause, "what became of a damaged record can't be noted");
+        }
+        Ok(minted)
+    }
+
+    /// Notes that a place is sound again.
+    fn note_sound(&self, storage_key: &[u8], how: Option<&str>, wrote: &mut bool) -> Result<(), Cause> {
+        let told = lock(&self.quarantine).healed(&*self.storage, storage_key, self.clock.wall(), how);
+        self.show_waiting();
+        let writes = told.map_err(|error| Cause::Storage(error.to_string()))?;
+        if writes.is_empty() { Ok(()) } else { self.write(&Batch { writes }, wrote) }
+    }
+
     pub(super) fn summary_of(&self, storage_key: &[u8], value: &[u8]) -> Option<Summary> {
         match stored::decode(storage_key, value) {
             Ok(stored) => Some(stored.record.summary()),
@@ -99,8 +164,12 @@ impl Shared {
     }
 
     pub(super) fn show_waiting(&self) {
-        let waiting = lock(&self.quarantine).waiting().len();
+        let (waiting, not_kept) = {
+            let quarantine = lock(&self.quarantine);
+            (quarantine.waiting().len(), quarantine.not_kept())
+        };
         self.metrics.scrub.damaged.set(u64::try_from(waiting).unwrap_or(u64::MAX));
+        self.metrics.scrub.not_kept.set(u64::try_from(not_kept).unwrap_or(u64::MAX));
     }
 
     /// Writes the mark of a place that is found damaged only now, and what was found.
@@ -161,12 +230,7 @@ impl Shared {
                 Restored::Healed
             }
         };
-        let told = lock(&self.quarantine).healed(&*self.storage, storage_key, self.clock.wall());
-        self.show_waiting();
-        let writes = told.map_err(|error| Cause::Storage(error.to_string()))?;
-        if !writes.is_empty() {
-            self.write(&Batch { writes }, wrote)?;
-        }
+        self.note_sound(storage_key, None, wrote)?;
         Ok(restored)
     }
 }

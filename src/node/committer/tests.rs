@@ -34,6 +34,7 @@ fn halted(map: ClusterMap) -> (Arc<MemoryStorage>, watch::Sender<Arc<ClusterMap>
         quarantine: Mutex::default(),
         suspects: Mutex::default(),
         suspected: Notify::new(),
+        renewed: Mutex::default(),
         unsynced: Mutex::default(),
         synced: watch::Sender::new(0),
         failed: AtomicBool::new(false),
@@ -130,6 +131,11 @@ fn a_damaged_record_leaves_the_tree_and_comes_back_with_its_healing() {
     assert_eq!(lock(&shared.suspects).len(), 1);
     apply(lww(4), false).expect("a repair");
     assert!(matches!(stored::load(&*storage, &storage_key), Err(LoadError::Damaged(_))));
+    assert!(lock(&shared.renewed).is_empty(), "it did not wait yet");
+    for (stamp, fresh) in [(9, true), (8, false)] {
+        assert_eq!(apply(lww(stamp), fresh).is_ok(), !fresh);
+        assert_eq!(std::mem::take(&mut *lock(&shared.renewed)).len(), 1, "there is a version somewhere");
+    }
     assert_eq!(root(), Some((Default::default(), 0)));
     assert_eq!((shared.metrics.scrub.quarantined.get(), shared.metrics.scrub.damaged.get()), (1, 1));
     let restore = |held: Vec<Record>| {
@@ -138,12 +144,57 @@ fn a_damaged_record_leaves_the_tree_and_comes_back_with_its_healing() {
         receive.recv().expect("answered").expect("restored")
     };
     assert_eq!(restore(vec![lww(3), lww(6)]), Restored::Healed);
-    assert_eq!(root(), tree_of(&lww(6)));
+    assert_eq!(root(), tree_of(&lww(8)));
     let found = stored::load(&*storage, &storage_key).expect("readable").expect("there");
-    assert_eq!((found.record, found.line), (lww(6), None));
+    assert_eq!((found.record, found.line), (lww(8), None));
     assert_eq!((shared.metrics.scrub.healed.get(), shared.metrics.scrub.damaged.get()), (1, 0));
     assert_eq!(restore(vec![lww(9)]), Restored::NotDamaged);
-    assert_eq!(root(), tree_of(&lww(6)), "nothing is changed any more");
+    assert_eq!(root(), tree_of(&lww(8)), "nothing is changed any more");
+}
+
+/// A new write replaces a damaged record where it supersedes whatever that was: the only copy, of an `lww` keyspace.
+#[test]
+fn a_new_write_replaces_a_damaged_only_copy_and_no_other() {
+    let member = |id: u64| {
+        let (name, zone, address) = (format!("n{id}"), format!("z{id}"), format!("n{id}:7401"));
+        Member { id: NodeId(id), name, zone, weight: 1, address }
+    };
+    let partitions = Partitions::new(16).expect("a power of two");
+    for (nodes, conflicts, is_replaced) in
+        [(1, Conflicts::Lww, true), (1, Conflicts::Siblings, false), (3, Conflicts::Lww, false)]
+    {
+        let map = ClusterMap::bootstrap("c", partitions, (1..=nodes).map(member).collect()).expect("valid");
+        let (storage, _maps, shared) = halted(map);
+        let outcomes = Arc::default();
+        let Some(Job::Mint(mint, _)) = jobs(1, &outcomes).into_iter().next() else { panic!("a mint") };
+        let mint = Mint { conflicts, ..mint };
+        let write = || {
+            let (send, receive) = std::sync::mpsc::channel();
+            let job = Job::Mint(mint.clone(), Box::new(move |done| drop(send.send(done))));
+            let group = shared.write_group(&mut vec![job]).expect("not failed");
+            shared.sync_group(group);
+            receive.recv().expect("answered")
+        };
+        let first = write().expect("minted");
+        let mut batch = Batch::new();
+        batch.put(mint.storage_key.clone(), &b"junk"[..]);
+        storage.write(&batch).expect("written");
+        let second = write();
+        assert_eq!(second.is_ok(), is_replaced, "{nodes} {conflicts}: {second:?}");
+        let found = stored::load(&*storage, &mint.storage_key);
+        let Ok(second) = second else {
+            assert!(matches!(found, Err(LoadError::Damaged(_))), "{nodes} {conflicts}: {found:?}");
+            continue;
+        };
+        assert_eq!(codec::encode_record(&found.expect("sound").expect("there").record), second.record);
+        assert!(second.stamp > first.stamp);
+        let scrub = &shared.metrics.scrub;
+        assert_eq!((scrub.quarantined.get(), scrub.damaged.get(), scrub.healed.get()), (1, 0, 0));
+        let mut whys = Vec::new();
+        crate::replica::quarantine::visit(&*storage, &mut |_, entry| whys.push(entry.expect("sound").why))
+            .expect("read");
+        assert!(whys.len() == 1 && whys[0].ends_with("; a new write replaced it"), "{whys:?}");
+    }
 }
 
 /// A write that waited in the queue while its keyspace was dropped is refused, and leaves nothing behind.
