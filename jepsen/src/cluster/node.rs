@@ -101,7 +101,8 @@ impl Node {
         }
     }
 
-    /// Writes the configuration; `bootstrap` is the body of that section, `more` are others.
+    /// Writes the configuration; `bootstrap` is the body of that section, `more` are others. A small log of the storage
+    /// engine is compacted already, so that this happens under faults too.
     ///
     /// # Errors
     ///
@@ -112,7 +113,8 @@ impl Node {
         let data = data.strip_prefix(&self.dir).unwrap_or(&data).display();
         let text = format!(
             "[node]\nid = \"{id}\"\nname = \"{name}\"\ndata_dir = \"{data}\"\n\n[listen]\nclient = \"{client}\"\n\
-             peer = \"{peer}\"\nhttp = \"{http}\"\n\n[bootstrap]\n{bootstrap}\n{more}"
+             peer = \"{peer}\"\nhttp = \"{http}\"\n\n[bootstrap]\n{bootstrap}\n\
+             [storage]\ncompact_bytes = 1048576\n\n{more}"
         );
         std::fs::write(self.config(), text).map_err(|error| Error::io("a configuration", error))
     }
