@@ -48,6 +48,8 @@ const REST: (Duration, Duration) = (Duration::from_millis(1), Duration::from_mil
 
 /// One pass of so many reads all that is due, to delete the lines that lead nowhere. The others read what this node leads.
 const THOROUGH_EVERY: u64 = 16;
+/// So many lines that a pass passed over make the next one read them all.
+const SKIPPED_MOST: usize = 50_000;
 
 /// A record and its digest, by storage key.
 type Doomed = (Vec<u8>, Digest);
@@ -89,6 +91,9 @@ impl DueTombstones {
 struct Confirmed {
     all: BTreeMap<Item, (Mono, u64)>,
     pass: u64,
+    /// Lines that lead to places of others, and were not looked at: in this pass, and in the last.
+    skipped: usize,
+    skipped_last: usize,
 }
 
 impl Confirmed {
@@ -123,7 +128,7 @@ impl Confirmed {
 
     /// Whether this pass also looks at the records of places that others lead.
     fn is_thorough(&self) -> bool {
-        self.pass % THOROUGH_EVERY == THOROUGH_EVERY - 1
+        self.pass % THOROUGH_EVERY == THOROUGH_EVERY - 1 || self.skipped_last > SKIPPED_MOST
     }
 
     /// Forgets what the pass that is over has not seen: it is gone, or is something else by now.
@@ -131,6 +136,7 @@ impl Confirmed {
         let over = self.pass;
         self.all.retain(|_, (_, pass)| *pass == over);
         self.pass += 1;
+        self.skipped_last = std::mem::take(&mut self.skipped);
     }
 }
 
@@ -285,10 +291,13 @@ impl Reaper {
         let mut gathered = Gathered::default();
         while let Some(at) = from {
             let (lines, next) = self.lines(&at, due);
-            if let Err(cause) = self.sort(lines, &mut gathered).await {
-                tracing::warn!(?cause, "tombstones can't be collected now");
-                return waiting;
-            }
+            let looked = match self.sort(lines, &mut gathered).await {
+                Ok(looked) => looked,
+                Err(cause) => {
+                    tracing::warn!(?cause, "tombstones can't be collected now");
+                    return waiting;
+                }
+            };
             // The index is by time: what lies side by side is of many places, and each is a conversation.
             if next.is_none() || gathered.is_enough() {
                 for batch in std::mem::take(&mut gathered).batches() {
@@ -296,7 +305,7 @@ impl Reaper {
                 }
             }
             let busy = self.coordinator.under_way.load(Ordering::Relaxed) > 0;
-            tokio::time::sleep(if busy { REST.1 } else { REST.0 }).await;
+            tokio::time::sleep(if busy && looked { REST.1 } else { REST.0 }).await;
             from = next;
         }
         self.confirmed.end_pass();
@@ -332,9 +341,11 @@ impl Reaper {
     }
 
     /// Adds the dead records of places that this node leads. Lines that lead nowhere are deleted: those of places that
-    /// others lead are looked at in a thorough pass only.
-    async fn sort(&self, lines: Vec<Vec<u8>>, gathered: &mut Gathered) -> Result<(), Cause> {
-        let driver = &self.coordinator.driver;
+    /// others lead are looked at in a thorough pass only. Whether any was.
+    async fn sort(&mut self, lines: Vec<Vec<u8>>, gathered: &mut Gathered) -> Result<bool, Cause> {
+        let coordinator = self.coordinator.clone();
+        let driver = &coordinator.driver;
+        let mut looked = false;
         let map = self.map.borrow().clone();
         let mut gone = Batch::new();
         for line in lines {
@@ -342,8 +353,10 @@ impl Reaper {
             let Some((partition, keyspace)) = schema::split_range(storage_key) else { continue };
             let leads = self.leads(&map, Place { partition, keyspace });
             if !leads && !self.confirmed.is_thorough() {
+                self.confirmed.skipped += 1;
                 continue;
             }
+            looked = true;
             let found = match stored::load(driver.committer.storage(), storage_key) {
                 Ok(found) => found,
                 // It is healed first.
@@ -364,7 +377,7 @@ impl Reaper {
         if !gone.is_empty() {
             driver.committer.write(gone).await?;
         }
-        Ok(())
+        Ok(looked)
     }
 
     /// Leads the collection of some records; adds those that wait.

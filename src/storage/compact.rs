@@ -4,7 +4,8 @@
 //! larger than what is in it, all entries are copied to a new database beside it, which then takes its place. Reads and
 //! writes go on meanwhile.
 //!
-//! A step does a little, and the caller rests between two. While the copy is made, every write up to where it has come
+//! A step does a little, and the caller rests between two; what a step has copied is synced at its end, so the device is not
+//! flooded. While the copy is made, every write up to where it has come
 //! goes to both. It is compared with the engine, entry by entry, before it takes over.
 //!
 //! Invariants:
@@ -39,10 +40,12 @@ const STEP_BYTES: usize = 256 << 10;
 const PACKED_TIMES: u64 = 2;
 const PACKED_ENTRY: u64 = 256;
 /// A log of more than so many halves of what a new one would have is worth the work.
-const WORTH_HALVES: u64 = 3;
+const WORTH_HALVES: u64 = 5;
 
-/// After a look: another once the log has been written on by one part of so many of its size, ...
+/// After a look: another once the log has been written on by one part of so many of its size, and so many times what the
+/// last one took is over, ...
 const LOOK_PARTS: u64 = 4;
+const LOOK_SOON: u32 = 4;
 /// ... or, if anything was written, after so many times what the last one took, and this at the least.
 const LOOK_TIMES: u32 = 20;
 const LOOK_PAUSE: Duration = Duration::from_mins(5);
@@ -94,7 +97,8 @@ impl Look {
     fn is_over(&self, log: u64, written: u64, now: Mono) -> bool {
         let more = written.saturating_sub(self.written);
         let pause = (self.took * LOOK_TIMES).max(LOOK_PAUSE);
-        more > 0 && (more >= log / LOOK_PARTS || now >= self.ended + pause)
+        let is_longer = more >= log / LOOK_PARTS && now >= self.ended + self.took * LOOK_SOON;
+        more > 0 && (is_longer || now >= self.ended + pause)
     }
 }
 
@@ -108,8 +112,6 @@ enum Phase {
         began: Mono,
     },
     Copying,
-    /// All is copied, and is written out.
-    WritingOut,
     /// Compares, from behind this key on.
     Comparing {
         from: Option<Vec<u8>>,
@@ -150,27 +152,42 @@ impl Copy {
         self.is_whole || self.last.as_deref().is_some_and(|last| stored_key <= last)
     }
 
-    /// What some writes do to it.
-    pub fn batch_of(&self, placed: &[Placed<'_>]) -> sled::Batch {
-        let mut batch = sled::Batch::default();
-        for (key, value) in placed {
-            let stored_key = stuff(key);
-            match value {
-                _ if !self.covers(&stored_key) => {}
-                Some(value) => batch.insert(&*stored_key, &value[..]),
-                None => batch.remove(&*stored_key),
-            }
-        }
-        batch
+    /// Those of some writes that are up to where it has come.
+    pub fn writes_of(&self, placed: &[Placed<'_>]) -> Vec<CopyWrite> {
+        let stored = placed.iter().map(|(key, value)| (stuff(key), value));
+        let covered = stored.filter(|(stored_key, _)| self.covers(stored_key));
+        covered.map(|(stored_key, value)| (stored_key.into_owned(), value.clone())).collect()
     }
 
-    /// Writes to it. If that fails, the next step gives it up.
-    pub fn apply(&mut self, batch: sled::Batch) {
+    /// Writes to it what was written to the engine with this result. If that, or this, fails, the next step gives it up.
+    pub fn apply(&mut self, result: &Result<(), StorageError>, writes: Vec<CopyWrite>) {
+        let all = || {
+            result.clone()?;
+            writes.into_iter().try_for_each(|(stored_key, value)| self.set(&stored_key, value.as_deref()))
+        };
         if self.failed.is_none() {
-            self.failed = self.engine.change(|| self.engine.db().apply_batch(batch)).err();
+            self.failed = all().err();
         }
     }
+
+    /// One by one: a batch of sled's keeps out all readers of all databases of the process, and the copy counts as a whole or
+    /// not at all.
+    fn set(&self, stored_key: &[u8], value: Option<&[u8]>) -> Result<(), StorageError> {
+        let db = self.engine.db();
+        match value {
+            Some(value) => self.engine.change(|| db.insert(stored_key, value))?,
+            None => self.engine.change(|| db.remove(stored_key))?,
+        };
+        self.engine.touch(stored_key, value.map_or(0, <[u8]>::len))
+    }
+
+    fn check_failed(&self) -> Result<(), StorageError> {
+        self.failed.clone().map_or(Ok(()), Err)
+    }
 }
+
+/// A key as stored, and what is stored for it now.
+type CopyWrite = (Vec<u8>, Option<Vec<u8>>);
 
 fn behind(key: Option<&[u8]>) -> (Bound<&[u8]>, Bound<&[u8]>) {
     (key.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded)
@@ -224,6 +241,11 @@ impl SledStorage {
         let mut state = self.compaction.lock().unwrap_or_else(PoisonError::into_inner);
         self.engine().check_failed()?;
         let stepped = self.step(&mut state, now, least);
+        if let (Err(_), Phase::Looking { began, .. }) = (&stepped, &state.phase) {
+            // What can't be read now can't be read at once again.
+            let took = Duration::from_micros(now.micros_since(*began));
+            state.last = Some(Look { written: self.engine().written(), ended: now, took });
+        }
         if stepped.is_err() && !matches!(state.phase, Phase::Leaving { .. }) {
             self.give_up(&mut state);
         }
@@ -259,16 +281,14 @@ impl SledStorage {
                 *from = Some(last.to_vec());
             }
             Phase::Copying => {
-                if self.copy_some(&engine)? {
-                    state.phase = Phase::WritingOut;
+                let is_whole = self.copy_some(&engine)?;
+                self.sync_copy()?;
+                if is_whole {
+                    state.phase = Phase::Comparing { from: None };
                 }
             }
-            Phase::WritingOut => {
-                let copy = self.writer().copy.as_ref().map(|copy| copy.engine.clone());
-                copy.ok_or_else(lost)?.sync()?;
-                state.phase = Phase::Comparing { from: None };
-            }
             Phase::Comparing { from } => {
+                self.sync_copy()?;
                 let mut writer = self.writer();
                 match compare(&engine, &writer, from.as_deref())? {
                     Some(last) => *from = Some(last),
@@ -303,15 +323,12 @@ impl SledStorage {
     fn copy_some(&self, engine: &Engine) -> Result<bool, StorageError> {
         let mut writer = self.writer();
         let copy = writer.copy.as_mut().ok_or_else(lost)?;
-        copy.failed.take().map_or(Ok(()), Err)?;
+        copy.check_failed()?;
         if self.room()? < 2 * RESERVE_BYTES {
             return Err(StorageError::Full);
         }
         let found = some(engine, copy.last.as_deref(), COPY_ENTRIES)?;
-        let mut batch = sled::Batch::default();
-        found.iter().for_each(|(key, value)| batch.insert(key, value));
-        copy.engine.change(|| copy.engine.db().apply_batch(batch))?;
-        found.iter().try_for_each(|(key, value)| copy.engine.touch(key, value.len()))?;
+        found.iter().try_for_each(|(key, value)| copy.set(key, Some(value)))?;
         self.beside.store(copy.engine.log_bytes(), Ordering::Relaxed);
         match found.last() {
             Some((last, _)) => copy.last = Some(last.to_vec()),
@@ -320,12 +337,21 @@ impl SledStorage {
         Ok(copy.is_whole)
     }
 
+    /// Without the writers' lock: what waits to be written out would hold up readers and writers of the engine, too.
+    fn sync_copy(&self) -> Result<(), StorageError> {
+        let copy = self.writer().copy.as_ref().map(|copy| copy.engine.clone());
+        copy.ok_or_else(lost)?.sync()
+    }
+
     /// Invariant 2. Whoever holds the writers' lock keeps others from writing meanwhile.
     fn take_over(&self, state: &mut State, writer: &mut Writer) -> Result<Step, StorageError> {
         let copy = writer.copy.as_ref().ok_or_else(lost)?;
+        copy.check_failed()?;
+        self.engine().check_failed()?;
         let next = copy.engine.clone();
         next.sync()?;
         let (gone, number) = (state.number, state.number + 1);
+        generations::sync(&self.dir, number).map_err(from_io)?;
         if let Err(error) = generations::complete(&self.dir, number) {
             // Invariant 3.
             let error = StorageError::Io(format!("the end of a compaction is in doubt: {error}"));
@@ -373,9 +399,7 @@ fn lost() -> StorageError {
 /// Compares some entries of the engine and the copy, of which the writers' lock is held; the last key, if there are any.
 fn compare(engine: &Engine, writer: &Writer, from: Option<&[u8]>) -> Result<Option<Vec<u8>>, StorageError> {
     let copy = writer.copy.as_ref().ok_or_else(lost)?;
-    if let Some(error) = &copy.failed {
-        return Err(error.clone());
-    }
+    copy.check_failed()?;
     let (ours, theirs) = (some(engine, from, COPY_ENTRIES)?, some(&copy.engine, from, COPY_ENTRIES)?);
     if ours != theirs {
         return Err(StorageError::Corrupt("a compaction's copy is not what was copied".into()));
@@ -384,209 +408,5 @@ fn compare(engine: &Engine, writer: &Writer, from: Option<&[u8]>) -> Result<Opti
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::*;
-    use crate::storage::{Batch, Storage as _};
-
-    const NOW: Mono = Mono(0);
-
-    fn open(dir: &Path) -> SledStorage {
-        SledStorage::open(dir, 1 << 20).expect("opened")
-    }
-
-    fn key(n: u32) -> Vec<u8> {
-        [b"key ", &n.to_be_bytes()[..]].concat()
-    }
-
-    fn put(storage: &SledStorage, keys: impl Iterator<Item = u32>, value: &[u8]) {
-        let mut batch = Batch::new();
-        keys.for_each(|n| batch.put(key(n), value));
-        storage.write(&batch).expect("written");
-    }
-
-    fn all(storage: &SledStorage) -> Vec<(Vec<u8>, Vec<u8>)> {
-        let mut all = Vec::new();
-        let add = &mut |key: &[u8], value: &[u8]| {
-            all.push((key.to_vec(), value.to_vec()));
-            true
-        };
-        storage.scan(Bound::Unbounded, Bound::Unbounded, false, add).expect("scanned");
-        all
-    }
-
-    /// Steps until it has taken over.
-    fn finish(storage: &SledStorage) -> (u64, u64) {
-        loop {
-            match storage.compact(NOW, u64::MAX).expect("goes well") {
-                Step::Compacted(before, after) => return (before, after),
-                step => assert_eq!(step, Step::More),
-            }
-        }
-    }
-
-    #[test]
-    fn a_look_is_over_after_more_of_the_log_or_a_while() {
-        let ended = Mono(7);
-        let look = Look { written: 1_000, ended, took: Duration::from_secs(60) };
-        let after = |seconds| ended + Duration::from_secs(seconds);
-        assert!(!look.is_over(4_000, 1_999, after(1_199)));
-        assert!(look.is_over(4_000, 2_000, ended));
-        assert!(look.is_over(4_000, 1_001, after(1_200)));
-        assert!(!look.is_over(4_000, 1_000, after(9_999)), "nothing was written");
-        let quick = Look { took: Duration::ZERO, ..look };
-        assert!(!quick.is_over(4_000, 1_001, after(299)) && quick.is_over(4_000, 1_001, after(300)));
-    }
-
-    #[test]
-    fn a_log_is_worth_it_by_what_is_in_it() {
-        let content = Content { entries: 10, bytes: 1_000 };
-        assert_eq!(content.packed(), 4_560);
-        assert!(
-            content.is_worth(6_840, 6_840) && !content.is_worth(6_839, 0) && !content.is_worth(6_840, 6_841)
-        );
-    }
-
-    #[test]
-    fn what_was_deleted_gives_its_space_back() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let storage = open(dir.path());
-        for round in 0..40 {
-            put(&storage, (0..1_000).map(|n| round * 1_000 + n), &[7; 1_000]);
-        }
-        storage.sync().expect("synced");
-        let loaded = storage.disk_bytes();
-        assert_eq!(storage.compact(NOW, loaded + 1), Ok(Step::Idle), "it is not that large");
-        let mut looked = 0;
-        while storage.compact(NOW, 0).expect("looks") == Step::More {
-            looked += 1;
-        }
-        assert!(looked > 1 && storage.live_bytes() > 40_000_000, "all is live: {}", storage.live_bytes());
-        for round in 0..40 {
-            let mut batch = Batch::new();
-            (0..1_000).filter(|n| n % 20 != 0).for_each(|n| batch.delete(key(round * 1_000 + n)));
-            storage.write(&batch).expect("written");
-        }
-        storage.sync().expect("synced");
-        let left = all(&storage);
-        // What is deleted does not make the log longer by a quarter; by its age a look is due in a while.
-        storage.compaction.lock().expect("alone").last = None;
-        let step = loop {
-            match storage.compact(NOW, 0).expect("goes well") {
-                Step::More => {}
-                step => break step,
-            }
-        };
-        let Step::Compacted(before, after) = step else { panic!("{step:?}") };
-        assert!(before >= loaded && after * 5 < before, "{before} to {after}");
-        assert_eq!(storage.compact(NOW, 0), Ok(Step::More), "what it left is removed");
-        assert!(storage.disk_bytes() * 5 < before && !dir.path().join("db").exists());
-        assert_eq!(all(&storage), left);
-        assert_eq!(storage.compact(NOW, 0), Ok(Step::Idle));
-        // Again, and over a start.
-        storage.compact_anyway().expect("begun");
-        finish(&storage);
-        drop(storage);
-        let storage = open(dir.path());
-        assert_eq!(all(&storage), left);
-        assert!(dir.path().join("g2/db").exists() && !dir.path().join("g1").exists());
-    }
-
-    #[test]
-    fn what_is_not_finished_is_nothing_at_the_next_start() {
-        let dir = tempfile::tempdir().expect("a directory");
-        for steps in [0, 1, 2, 5, 6] {
-            let storage = open(dir.path());
-            put(&storage, 0..300, format!("{steps}").as_bytes());
-            storage.compact_anyway().expect("begun");
-            (0..steps).for_each(|_| assert_eq!(storage.compact(NOW, 0), Ok(Step::More)));
-            put(&storage, 100..400, format!("then {steps}").as_bytes());
-            let left = all(&storage);
-            drop(storage);
-            let storage = open(dir.path());
-            assert_eq!(all(&storage), left, "after {steps} steps");
-            assert!(!dir.path().join("g1").exists() && Engine::exists(dir.path()));
-        }
-    }
-
-    #[test]
-    fn a_reader_goes_on_while_the_log_is_exchanged() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let storage = open(dir.path());
-        put(&storage, 0..500, b"before");
-        let mut seen = 0;
-        let visit = &mut |_: &[u8], value: &[u8]| {
-            seen += 1;
-            if seen == 10 {
-                storage.compact_anyway().expect("begun");
-                finish(&storage);
-                put(&storage, 0..500, b"after");
-                assert_eq!(storage.compact(NOW, 0), Ok(Step::Idle), "it is still read");
-                assert!(Engine::exists(dir.path()));
-            }
-            assert_eq!(value, b"before");
-            true
-        };
-        storage.scan(Bound::Unbounded, Bound::Unbounded, false, visit).expect("scanned");
-        assert_eq!(seen, 500);
-        assert_eq!(storage.compact(NOW, 0), Ok(Step::More));
-        assert!(!Engine::exists(dir.path()));
-        assert_eq!(storage.get(&key(499)), Ok(Some(b"after".to_vec())));
-    }
-
-    #[test]
-    fn a_copy_that_differs_is_given_up() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let storage = open(dir.path());
-        put(&storage, 0..500, b"v");
-        let left = all(&storage);
-        let lost = [0, 250, 499].map(|n| (key(n), None));
-        let other = [(key(130), Some(b"w")), (key(9_999), Some(b"v"))];
-        for (key, value) in lost.into_iter().chain(other) {
-            storage.compact_anyway().expect("begun");
-            while !storage.writer().copy.as_ref().is_some_and(|copy| copy.is_whole) {
-                assert_eq!(storage.compact(NOW, 0), Ok(Step::More));
-            }
-            let engine = storage.writer().copy.as_ref().map(|copy| copy.engine.clone()).expect("there");
-            match value {
-                Some(value) => drop(engine.db().insert(&key, value).expect("written")),
-                None => drop(engine.db().remove(&key).expect("written")),
-            }
-            drop(engine);
-            let error = loop {
-                match storage.compact(NOW, 0) {
-                    Ok(step) => assert_eq!(step, Step::More),
-                    Err(error) => break error,
-                }
-            };
-            assert!(error.to_string().contains("not what was copied"), "{error}");
-            assert!(!dir.path().join("g1").exists() && storage.writer().copy.is_none());
-            put(&storage, 0..1, b"v");
-            assert_eq!(all(&storage), left);
-        }
-        storage.compact_anyway().expect("begun");
-        finish(&storage);
-        assert_eq!(all(&storage), left);
-    }
-
-    #[test]
-    fn a_copy_that_can_not_be_written_is_given_up() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let storage = open(dir.path());
-        put(&storage, 0..500, b"v");
-        storage.compact_anyway().expect("begun");
-        storage.compact(NOW, 0).expect("copies");
-        let failed = StorageError::Io("injected".into());
-        let copy = storage.writer().copy.as_ref().map(|copy| copy.engine.clone()).expect("there");
-        copy.fail(failed.clone());
-        storage.writer().copy.as_mut().expect("there").failed = Some(failed.clone());
-        drop(copy);
-        put(&storage, 0..10, b"w");
-        assert_eq!(storage.compact(NOW, 0), Err(failed));
-        assert!(!dir.path().join("g1").exists());
-        put(&storage, 10..500, b"w");
-        storage.sync().expect("goes on");
-        assert!(all(&storage).iter().all(|(_, value)| value == b"w"));
-    }
-}
+#[path = "compact_tests.rs"]
+mod tests;

@@ -105,6 +105,7 @@ impl Engine {
 
     /// Runs a change of sled's; its failure is final (invariant 2).
     pub fn change<T>(&self, f: impl FnOnce() -> sled::Result<T>) -> Result<T, StorageError> {
+        self.check_failed()?;
         caught(f).map_err(|error| {
             let error = match error {
                 StorageError::Full => StorageError::Io("the disk is full, in the middle of a write".into()),

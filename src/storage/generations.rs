@@ -12,7 +12,9 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use super::engine::sync_tree;
+use super::StorageError;
+use super::engine::{Engine, sync_tree};
+use super::large::from_io;
 
 const COMPLETE: &str = "complete";
 
@@ -46,12 +48,30 @@ pub(super) fn newest(dir: &Path) -> io::Result<u64> {
     Ok(all(dir)?.into_iter().filter_map(|(number, counts)| counts.then_some(number)).max().unwrap_or(0))
 }
 
-/// From now on this generation is the engine: all that was written to its files counts. After an error it may or may not
-/// count at the next start.
+/// Refuses a directory in which the engine's files are missing that must be there: without this, an empty engine would take
+/// the place of what is left. No crash leaves one.
+pub(super) fn check(dir: &Path, newest: u64) -> Result<(), StorageError> {
+    if Engine::exists(&folder(dir, newest)) {
+        return Ok(());
+    }
+    let lost = |what: String| Err(StorageError::Corrupt(what));
+    match all(dir).map_err(from_io)?.into_iter().map(|(number, _)| number).max() {
+        _ if newest > 0 => lost(format!("g{newest}: its log is gone")),
+        Some(number) => lost(format!("g{number}: is not complete, and there is no other log")),
+        None => Ok(()),
+    }
+}
+
+/// Makes all that was written to the files of this generation durable, and its name.
+pub(super) fn sync(dir: &Path, number: u64) -> io::Result<()> {
+    sync_tree(&folder(dir, number))?;
+    File::open(dir)?.sync_all()
+}
+
+/// From now on this generation is the engine: `sync` must come before. After an error it may or may not count at the next
+/// start.
 pub(super) fn complete(dir: &Path, number: u64) -> io::Result<()> {
     let folder = folder(dir, number);
-    sync_tree(&folder)?;
-    File::open(dir)?.sync_all()?;
     File::create_new(folder.join(COMPLETE))?.sync_all()?;
     File::open(&folder)?.sync_all()
 }
@@ -115,6 +135,26 @@ mod tests {
         assert_eq!(names(dir), ["g0", "g01", "g2", "gx", "large", "other"]);
         assert_eq!(names(&folder(dir, 2)), ["complete", "db"]);
         assert_eq!(names(&dir.join("large")), ["db"]);
+    }
+
+    #[test]
+    fn a_log_that_must_be_there_and_is_not_is_damage() {
+        let home = tempfile::tempdir().expect("a directory");
+        let dir = home.path();
+        let checked = || {
+            let newest = newest(dir).expect("read");
+            check(dir, newest)
+                .map_err(|error| error.to_string().rsplit(": ").next().expect("said").to_owned())
+        };
+        assert_eq!(checked(), Ok(()), "new");
+        fs::create_dir(dir.join("g1")).expect("made");
+        assert_eq!(checked(), Err("is not complete, and there is no other log".into()));
+        fs::write(dir.join("db"), "first").expect("written");
+        assert_eq!(checked(), Ok(()), "g1 was not finished");
+        complete(dir, 1).expect("complete");
+        assert_eq!(checked(), Err("its log is gone".into()));
+        fs::write(dir.join("g1/db"), "second").expect("written");
+        assert_eq!(checked(), Ok(()));
     }
 
     #[test]

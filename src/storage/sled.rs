@@ -94,12 +94,15 @@ impl SledStorage {
     /// Opens or makes a database in `dir`, whose cache holds `cache_bytes` of pages.
     pub fn open(dir: &Path, cache_bytes: u64) -> Result<SledStorage, StorageError> {
         let newest = generations::newest(dir).map_err(from_io)?;
+        generations::check(dir, newest)?;
         let engine = Engine::open(&generations::folder(dir, newest), cache_bytes)?;
         let large = LargeValues::open(&dir.join("large"), |id, key| {
             let stored = caught(|| engine.db().get(stuff(key)))?;
             Ok(matches!(stored.as_deref().map(decode), Some(Ok(Stored::At(pointer))) if pointer.id == id))
         })?;
         engine.sync()?;
+        // Before anything older is removed: the name of the folder.
+        File::open(dir).and_then(|dir| dir.sync_all()).map_err(from_io)?;
         generations::remove_others(dir, newest).map_err(from_io)?;
         // What opening itself has made: the snapshot, the configuration, the names of all.
         sync_tree(dir).map_err(from_io)?;
@@ -173,7 +176,8 @@ impl SledStorage {
                 Write::Delete(key) => key.len(),
             })
             .sum();
-        writer.unlooked += bytes as u64;
+        // What is copied is written twice.
+        writer.unlooked += bytes as u64 * if writer.copy.is_some() { 2 } else { 1 };
         if !writer.has_room || writer.unlooked > LOOK_BYTES {
             writer.unlooked = 0;
             writer.has_room = self.room()? > RESERVE_BYTES + bytes as u64;
@@ -222,12 +226,12 @@ impl SledStorage {
         writer: &mut Writer,
         placed: Vec<Placed<'_>>,
     ) -> Result<(), StorageError> {
-        let copied = writer.copy.as_ref().map(|copy| copy.batch_of(&placed));
-        self.apply_to(engine, writer, placed)?;
-        if let (Some(copy), Some(batch)) = (&mut writer.copy, copied) {
-            copy.apply(batch);
+        let copied = writer.copy.as_ref().map(|copy| copy.writes_of(&placed));
+        let applied = self.apply_to(engine, writer, placed);
+        if let (Some(copy), Some(writes)) = (&mut writer.copy, copied) {
+            copy.apply(&applied, writes);
         }
-        Ok(())
+        applied
     }
 
     fn apply_to(
