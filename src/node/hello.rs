@@ -166,7 +166,9 @@ impl Peers {
                 }
                 // A KnownLife has no fallible Serialize.
                 let body = postcard::to_extend(&life, Vec::new()).expect("a Vec takes any life");
-                let mut batch = Batch::new();
+                // It may have lost what its trees were proved equal with.
+                let is_other = before.disk != life.disk || before.incarnation != life.incarnation;
+                let mut batch = if is_other { self.repairs.forget_proofs(node) } else { Batch::new() };
                 batch.put(key.clone(), schema::seal(&key, &body));
                 let written = committer.write(batch).await;
                 written.map_err(|cause| Refused(format!("{cause:?}"), false))?;

@@ -167,6 +167,7 @@ impl Repairs {
                 *some = self.pass(*peer, std::mem::take(some), progress, false).await;
             }
         }
+        self.store_proofs().await;
         progress.send_modify(|p| p.over = true);
     }
 }

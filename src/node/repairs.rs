@@ -23,6 +23,7 @@ use crate::ring::layout::ClusterMap;
 use crate::ring::preflist::homes;
 use crate::rpc::proto::{self, answer, operation, root_verdict::Verdict};
 use crate::rpc::tree_wire as wire;
+use crate::storage::Batch;
 use crate::types::ids::{KeyspaceId, NodeId, PartitionId};
 use crate::types::limits::EXCHANGE_ROOTS;
 use crate::types::policy::Conflicts;
@@ -30,6 +31,9 @@ use crate::types::time::{Mono, WallMs};
 
 /// How often the schedule looks whether something is due.
 const TICK: Duration = Duration::from_millis(250);
+
+/// How often the schedule stores what was proved, if something was.
+const PROOFS_STORED_EVERY: Duration = Duration::from_secs(5);
 
 /// How long to wait for trees that are being exchanged with others, and how often: 2 seconds, and then 28 more, since one
 /// may be large. Then their turn has come.
@@ -110,13 +114,14 @@ impl Repairs {
         map: watch::Receiver<Arc<ClusterMap>>,
         env: Env,
         config: RepairConfig,
+        proofs: Proofs,
     ) -> Repairs {
         Repairs {
             coordinator,
             map,
             env,
             config,
-            proofs: Proofs::default(),
+            proofs,
             runs: Mutex::default(),
             pass: tokio::sync::Mutex::default(),
         }
@@ -129,8 +134,13 @@ impl Repairs {
         }
         let mut due: BTreeMap<NodeId, Mono> = BTreeMap::new();
         let clock = self.coordinator.driver.clock.clone();
+        let mut stored = clock.mono();
         loop {
             tokio::time::sleep(TICK).await;
+            if clock.mono() >= stored + PROOFS_STORED_EVERY {
+                self.store_proofs().await;
+                stored = clock.mono();
+            }
             let map = self.map.borrow().clone();
             let me = self.coordinator.driver.me;
             for peer in map.layout.members.iter().map(|member| member.id).filter(|id| *id > me) {
@@ -335,6 +345,20 @@ impl Repairs {
             }
         }
         Ok(())
+    }
+
+    /// Stores what was proved since it was last stored.
+    pub(super) async fn store_proofs(&self) {
+        let Some((batch, changes)) = self.proofs.changes() else { return };
+        if let Err(cause) = self.coordinator.driver.committer.write(batch).await {
+            tracing::debug!(?cause, "what was proved equal is not stored");
+            self.proofs.not_stored(changes);
+        }
+    }
+
+    /// A peer may have lost what was proved equal: forgets that. Returns what deletes it.
+    pub(super) fn forget_proofs(&self, peer: NodeId) -> Batch {
+        self.proofs.forget(peer)
     }
 
     /// Of each partition the oldest proof of those that this node is to seek.

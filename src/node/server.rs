@@ -33,6 +33,7 @@ use super::links::{Contact, Links, Me};
 use super::maps::Maps;
 use super::overload::govern;
 use super::peers::Peers;
+use super::proofs::Proofs;
 use super::reaper::Reaper;
 use super::refill::Refill;
 use super::refiller::Refiller;
@@ -267,8 +268,9 @@ impl Node {
         });
         let maps = Maps::new(me.node, env.clone(), committer.clone(), maps_sender, refill.clone());
         let gossip = start_gossip(&env, config, me, &maps.current()).await?;
-        let repairs = Repairs::new(coordinator.clone(), maps.watch(), env.clone(), config.repair.clone());
-        let repairs = Arc::new(repairs);
+        let (repair, watch) = (config.repair.clone(), maps.watch());
+        let proofs = Proofs::load(committer.storage(), me.incarnation, env.clock.wall())?;
+        let repairs = Arc::new(Repairs::new(coordinator.clone(), watch, env.clone(), repair, proofs));
         let service = Arc::new(NodeService {
             coordinator: coordinator.clone(),
             repairs: repairs.clone(),

@@ -72,6 +72,8 @@ pub const META_STARTS: &str = "starts";
 pub const META_SCRUB: &str = "scrub";
 /// Name of how far a directory that replaces a lost one is refilled.
 pub const META_REFILL: &str = "refill";
+/// Prefix of the names under which it stands, by peer and keyspace, when trees were proved equal.
+pub const META_PROOFS: &str = "proofs/";
 /// Name of the mark of a clean stop.
 pub const META_CLEAN: &str = "clean";
 
@@ -555,14 +557,19 @@ mod tests {
             META_MAP,
             META_ADMITTED,
             META_CLEAN,
+            META_DISK,
+            META_STARTS,
             META_SCRUB,
             META_REFILL,
         ];
-        let prefixes = [META_DECREE, META_PEERS];
+        let prefixes = [META_DECREE, META_PEERS, META_PROOFS];
         for (i, name) in names.iter().enumerate() {
             assert!(!names[..i].contains(name), "{name} twice");
             assert!(!prefixes.iter().any(|prefix| name.starts_with(prefix)), "{name}");
         }
-        assert!(!META_DECREE.starts_with(META_PEERS) && !META_PEERS.starts_with(META_DECREE));
+        for (i, prefix) in prefixes.iter().enumerate() {
+            let mut others = prefixes.iter().enumerate().filter(|(j, _)| *j != i);
+            assert!(others.all(|(_, other)| !prefix.starts_with(other)), "{prefix}");
+        }
     }
 }

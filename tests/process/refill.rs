@@ -70,7 +70,7 @@ pub fn wait_until_whole(cluster: &Cluster, node: usize) {
     });
 }
 
-fn lose_disk(cluster: &mut Cluster, node: usize) {
+pub fn lose_disk(cluster: &mut Cluster, node: usize) {
     cluster.nodes[node].kill();
     std::fs::remove_dir_all(cluster.nodes[node].data()).expect("removed");
 }

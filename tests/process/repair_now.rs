@@ -5,10 +5,12 @@ use std::ops::Range;
 use std::time::Duration;
 
 use quoral::rpc::proto;
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::client::{self, kv, put};
 use crate::cluster::{Cluster, alone, cli, eventually, http_get, said};
+use crate::refill::{lose_disk, wait_until_whole};
 use crate::repair::metric;
 
 const PARTITIONS: usize = 32;
@@ -186,5 +188,51 @@ async fn repair_says_who_can_not_be_compared() {
         repair(clients[1], &[]);
         assert!(proved(clients[1]).iter().all(Option::is_some));
     }
+    cluster.check();
+}
+
+/// Nobody compares anything after the restart; what was proved before is still known. A node that has lost its disk has lost
+/// what was proved with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_proved_survives_a_restart() {
+    let _alone = alone();
+    let mut cluster = unrepaired();
+    let clients = cluster.all_clients();
+    client::wait_for_all(&clients, 3).await;
+    puts(clients[0], "default", 0..60, "value").await;
+    repair(clients[0], &[]);
+    let before = proved(clients[0]);
+    assert!(before.iter().all(Option::is_some));
+    for is_clean in [true, false] {
+        match is_clean {
+            true => {
+                cluster.nodes.iter().for_each(|node| node.signal(Signal::TERM));
+                for node in &mut cluster.nodes {
+                    let status = node.ended(Duration::from_secs(20));
+                    assert!(status.is_some_and(|status| status.success()), "{status:?}");
+                }
+            }
+            false => cluster.kill_all(),
+        }
+        cluster.start_all();
+        (0..4).for_each(|at| links(&cluster, at, 3));
+        assert_eq!(proved(clients[1]), before, "clean: {is_clean}");
+        let (_, status, text) = ask(clients[2], &["status"]);
+        let nodes = status["nodes"].as_array().expect("nodes");
+        assert!(nodes.iter().all(|node| node["proved_ms"].is_u64()), "{text}");
+    }
+
+    lose_disk(&mut cluster, 3);
+    cluster.nodes[3].start();
+    wait_until_whole(&cluster, 3);
+    (0..4).for_each(|at| links(&cluster, at, 3));
+    let after = proved(clients[0]);
+    let lost = after.iter().filter(|at| at.is_none()).count();
+    assert!((23..=25).contains(&lost), "it has three of four: {after:?}");
+    assert!(after.iter().zip(&before).all(|(after, before)| after.is_none() || after == before));
+    cluster.kill_all();
+    cluster.start_all();
+    (0..4).for_each(|at| links(&cluster, at, 3));
+    assert_eq!(proved(clients[0]), after);
     cluster.check();
 }
