@@ -7,12 +7,14 @@
 //!    the other, of two versions of a key only the newer ([`resolve`]); when all of it is stored the next list goes
 //!    out, so no more than one list's records are under way.
 //! 3. What the answerer did not get to is listed again.
-//! 4. A node with too many records to be listed is compared further, below its leaf by the records' fingerprints.
+//! 4. A node with too many records to be listed is compared further, below its leaf by the records' fingerprints; so is
+//!    one of which a list leaves a part, and next to nothing of it could be dealt with. Where there is nothing finer
+//!    that part is left, and the exchange is not whole.
 //! 5. It ends when nothing is left, or at the first failure: what is not done is found again by the next one, since
 //!    the trees say where to look.
 //!
 //! Records that were written while the conversation went on, or a moment before, are likely to be on their way
-//! already: both sides leave them out ([`SETTLE`]).
+//! already: both sides leave them out ([`Settling`]).
 //!
 //! Invariants: one question under way; at most [`NODES`] nodes to a question.
 
@@ -26,7 +28,7 @@ use crate::canary::{self, Canary};
 use crate::machine::Machine;
 use crate::storage::StorageError;
 use crate::types::policy::Conflicts;
-use crate::types::time::Mono;
+use crate::types::time::{Mono, WallMs};
 use crate::version::hlc::Stamp;
 
 /// Nodes of one question.
@@ -40,8 +42,50 @@ pub const LIST_MAX: usize = 2_048;
 pub const LIST_ALL: usize = 4_096;
 /// How long a question about lists is worked on before what is done by then is the answer: less than who asked waits.
 pub const COMPARE_FOR: Duration = Duration::from_secs(5);
+/// Records of a list that leaves a part of a node: fewer than these dealt with, and the node is compared further.
+const LIST_FEW: u64 = 512;
 /// How old a version must be before it is exchanged: its own write is likely to bring it before.
 pub const SETTLE: Duration = Duration::from_secs(5);
+
+/// Which versions are left out, since their own writes are likely to bring them: those of the last [`SETTLE`] by the
+/// clock of who asks, and such as are ahead of it by no more than the skew that replicas allow each other. One that is
+/// further ahead is no news but of a clock that is off: the replicas refuse each other's new writes then, so an
+/// exchange is what brings it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settling {
+    after: Stamp,
+    until: Stamp,
+    /// Of those, somebody waits for the ones up to this.
+    awaited: Stamp,
+}
+
+impl Settling {
+    /// Nothing is left out.
+    pub const NONE: Settling =
+        Settling { after: Stamp(u64::MAX), until: Stamp(u64::MAX), awaited: Stamp(u64::MAX) };
+
+    /// By a clock, for who waits for what was stamped up to `awaited`.
+    pub fn at(now: WallMs, max_skew_ms: u64, awaited: Stamp) -> Settling {
+        let settle = u64::try_from(SETTLE.as_millis()).unwrap_or(u64::MAX);
+        let until = Stamp::at(WallMs(now.0.saturating_add(max_skew_ms).saturating_add(1)));
+        Settling { after: Stamp::at(WallMs(now.0.saturating_sub(settle))), until, awaited }
+    }
+
+    /// Whether a version is left out.
+    pub fn has(&self, stamp: Stamp) -> bool {
+        self.after < stamp && stamp <= self.until
+    }
+
+    fn is_awaited(&self, stamp: Stamp) -> bool {
+        stamp <= self.awaited
+    }
+
+    /// What was written before this is not left out, but if clocks are further apart than the skew allowed.
+    pub fn since(now: WallMs, max_skew_ms: u64) -> WallMs {
+        let all = Settling::at(now, max_skew_ms, Stamp::default());
+        WallMs(all.after.wall().0.saturating_sub(max_skew_ms))
+    }
+}
 
 /// What can happen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,7 +119,7 @@ pub enum Effect {
     List(Vec<Node>),
     /// It is over.
     Finish {
-        /// Whether everything that differed has been dealt with.
+        /// Whether everything that differed has been looked at.
         whole: bool,
         /// Records received.
         received: u64,
@@ -95,6 +139,8 @@ pub struct Exchange {
     asked: Vec<Node>,
     received: u64,
     sent: u64,
+    /// Whether a part of a node was left.
+    missed: bool,
     over: bool,
 }
 
@@ -120,10 +166,21 @@ impl Exchange {
         self.asked = stack.split_off(stack.len().saturating_sub(NODES));
         self.asked.reverse();
         match (self.asked.is_empty(), is_list) {
-            (true, _) => self.finish(true, effects),
+            (true, _) => self.finish(!self.missed, effects),
             (false, true) => effects.push(Effect::List(self.asked.clone())),
             (false, false) => effects.push(Effect::Compare(self.asked.clone())),
         }
+    }
+
+    /// Compares the children of the node that was listed first: they may be few enough. The rest is listed when they are
+    /// compared.
+    fn compare_first(&mut self, effects: &mut Vec<Effect>) -> bool {
+        let mut asked = std::mem::take(&mut self.asked).into_iter();
+        let Some(node) = asked.next() else { return false };
+        self.list.extend(asked.rev());
+        self.asked = vec![node];
+        effects.push(Effect::Compare(vec![node]));
+        true
     }
 
     fn finish(&mut self, whole: bool, effects: &mut Vec<Effect>) {
@@ -149,21 +206,23 @@ impl Machine for Exchange {
             }
             Event::Differ(children) => self.sort_in(children.into_iter().rev()),
             Event::TooMany => {
-                let mut asked = std::mem::take(&mut self.asked).into_iter();
-                self.compare.extend(asked.next());
-                self.list.extend(asked.rev());
-                // Its children may be few enough; the rest is listed when they are compared.
-                if let Some(node) = self.compare.pop() {
-                    self.asked = vec![node];
-                    return effects.push(Effect::Compare(vec![node]));
+                if self.compare_first(effects) {
+                    return;
                 }
             }
             Event::Listed { nodes, received, sent } => {
                 self.received += received;
                 self.sent += sent;
+                // Listed again it would be the same list, or nearly so.
+                let is_stuck = nodes == 0 && received + sent < LIST_FEW;
+                if is_stuck && self.asked.first().is_some_and(|node| node.fan_out() > 0) {
+                    self.compare_first(effects);
+                    return;
+                }
                 // Nothing done and nothing stored would go round for ever.
-                let done = if received + sent == 0 { nodes.max(1) } else { nodes };
-                let rest = std::mem::take(&mut self.asked).into_iter().skip(done);
+                let is_left = nodes == 0 && received + sent == 0;
+                self.missed |= is_left;
+                let rest = std::mem::take(&mut self.asked).into_iter().skip(nodes + usize::from(is_left));
                 self.list.extend(rest.rev());
             }
             Event::Failed => return self.finish(false, effects),
@@ -301,17 +360,28 @@ pub struct Resolved {
     pub send: Vec<Vec<u8>>,
     /// Of records to send if they hold more than what was fetched, once that is merged in.
     pub send_merged: Vec<Vec<u8>>,
-    /// Records left out since they are too new.
-    pub too_new: usize,
+    /// Records left out since they are too new, and nobody waits for them.
+    pub later: u64,
+    /// Records left out that somebody waits for.
+    pub awaited: u64,
+}
+
+impl Resolved {
+    fn leave_out(&mut self, settling: &Settling, stamp: Stamp) {
+        match settling.is_awaited(stamp) {
+            true => self.awaited += 1,
+            false => self.later += 1,
+        }
+    }
 }
 
 /// Holds an answer against the own list. Of two versions of a key the newer travels, if stamps decide (`lww`); else
-/// theirs comes, is merged, and goes back only if it is not all there was. Nothing stamped after `settled` travels.
+/// theirs comes, is merged, and goes back only if it is not all there was. What is too new stays.
 pub fn resolve(
     conflicts: Conflicts,
     (mine, salt): (&[Listed], Salt),
     answer: &ItemsCompared,
-    settled: Stamp,
+    settling: &Settling,
 ) -> Resolved {
     let extra: BTreeMap<u64, &Extra> = answer.extra.iter().map(|extra| (extra.key, extra)).collect();
     let lacking: BTreeSet<usize> = answer.lacking.iter().copied().collect();
@@ -323,10 +393,10 @@ pub fn resolve(
         if theirs.is_none() && !is_lacking {
             continue;
         }
-        if record.stamp > settled {
+        if settling.has(record.stamp) {
             // Nor does an older version of it come.
             left_there.extend(theirs.map(|theirs| theirs.key));
-            resolved.too_new += 1;
+            resolved.leave_out(settling, record.stamp);
             continue;
         }
         match (theirs, conflicts) {
@@ -340,8 +410,8 @@ pub fn resolve(
         }
     }
     for theirs in answer.extra.iter().filter(|extra| !left_there.contains(&extra.key)) {
-        match theirs.stamp > settled {
-            true => resolved.too_new += 1,
+        match settling.has(theirs.stamp) {
+            true => resolved.leave_out(settling, theirs.stamp),
             false => resolved.fetch.push(theirs.key),
         }
     }

@@ -95,6 +95,7 @@ pub struct Cost {
     /// Records that the receiver had already.
     pub vain: u64,
     pub longest: usize,
+    pub whole: bool,
 }
 
 /// Bytes of short sums: a mask and those that are not 0.
@@ -112,9 +113,21 @@ pub fn talk_by(
     salt: Salt,
     a: &mut Replica,
     b: &mut Replica,
+    meanwhile: impl FnMut(&mut Replica, &mut Replica),
+) -> Cost {
+    let cost = talk_of((salt, &Settling::NONE), a, b, meanwhile);
+    assert!(cost.whole);
+    cost
+}
+
+/// The same, with some left out.
+pub fn talk_of(
+    (salt, settling): (Salt, &Settling),
+    a: &mut Replica,
+    b: &mut Replica,
     mut meanwhile: impl FnMut(&mut Replica, &mut Replica),
 ) -> Cost {
-    let mut cost = Cost { salt, bytes: 0, questions: 0, records: 0, vain: 0, longest: 0 };
+    let mut cost = Cost { salt, bytes: 0, questions: 0, records: 0, vain: 0, longest: 0, whole: true };
     let (mine, theirs) = (a.forest.root(PLACE).expect("whole"), b.forest.root(PLACE).expect("whole"));
     cost.bytes += 2 * 26;
     if mine.0 == theirs.0 {
@@ -138,9 +151,9 @@ pub fn talk_by(
                 }
                 Event::Differ(children)
             }
-            Effect::List(nodes) => list_nodes(a, b, &nodes, Stamp(u64::MAX), &mut cost),
+            Effect::List(nodes) => list_nodes(a, b, &nodes, settling, &mut cost),
             Effect::Finish { whole, received, sent } => {
-                assert!(whole);
+                cost.whole = whole;
                 cost.records = received + sent;
                 return cost;
             }
@@ -152,7 +165,7 @@ pub fn list_nodes(
     a: &mut Replica,
     b: &mut Replica,
     nodes: &[Node],
-    settled: Stamp,
+    settling: &Settling,
     cost: &mut Cost,
 ) -> Event {
     let (mut done, mut received, mut sent, mut listed) = (0, 0, 0, 0);
@@ -175,7 +188,7 @@ pub fn list_nodes(
         let compared = compare_items(&b.records(), at, &shorts, (1_000, salt)).expect("read");
         let lacking = compared.lacking.last().map_or(0, |last| last / 8 + 1);
         cost.bytes += lacking + (salt.width() + 8) * compared.extra.len();
-        let resolved = resolve(Conflicts::Lww, (&mine, salt), &compared, settled);
+        let resolved = resolve(Conflicts::Lww, (&mine, salt), &compared, settling);
         cost.bytes += salt.width() * resolved.fetch.len();
         let all = list(&b.records(), PLACE, *node, usize::MAX).expect("read").expect("no limit");
         for record in all.iter().filter(|record| resolved.fetch.contains(&record.key_print(salt))) {

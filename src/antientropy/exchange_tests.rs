@@ -142,12 +142,13 @@ fn the_newer_version_travels_and_what_is_too_new_does_not() {
         lacking: vec![0, 1, 2, 3],
         whole: true,
     };
-    let resolved = resolve(Conflicts::Lww, (&mine, salt()), &answer, Stamp(40));
+    let settling = Settling { after: Stamp(40), until: Stamp(70), awaited: Stamp(55) };
+    let resolved = resolve(Conflicts::Lww, (&mine, salt()), &answer, &settling);
     assert_eq!(resolved.fetch, [extra(2, 6).key, extra(7, 3).key]);
     assert_eq!(resolved.send, [key(1), key(3)]);
-    assert_eq!((resolved.send_merged.len(), resolved.too_new), (0, 2));
+    assert_eq!((resolved.send_merged.len(), resolved.awaited, resolved.later), (0, 1, 1));
     // Stamps say nothing of siblings: theirs come, and what is here goes back if it adds to them.
-    let resolved = resolve(Conflicts::Siblings, (&mine, salt()), &answer, Stamp(40));
+    let resolved = resolve(Conflicts::Siblings, (&mine, salt()), &answer, &settling);
     assert_eq!(resolved.fetch, [extra(1, 4).key, extra(2, 6).key, extra(7, 3).key]);
     assert_eq!((resolved.send, resolved.send_merged), (vec![key(3)], vec![key(1), key(2)]));
 }
@@ -202,4 +203,49 @@ fn a_question_about_lists_is_worked_on_for_a_while_only() {
         let whole = whole.get_or_insert_with(|| (lists.clone(), compared.clone()));
         assert!(whole.0.starts_with(&lists) && whole.1.starts_with(&compared));
     }
+}
+
+/// What no clock here can have seen yet is not under way: it was written by a clock that is off.
+#[test]
+fn what_is_stamped_far_ahead_is_not_left_out() {
+    let now = WallMs(1_000_000);
+    let settling = Settling::at(now, 500, Stamp::at(now));
+    let left_out = |ms: u64| settling.has(Stamp::at(WallMs(ms)));
+    assert_eq!(
+        [0, 995_000, 995_001, 1_000_500, 1_000_502, 9_000_000].map(left_out),
+        [false, false, true, true, false, false]
+    );
+    assert_eq!(Settling::since(now, 500), WallMs(994_500));
+    assert!(!Settling::NONE.has(Stamp(u64::MAX)));
+}
+
+/// Thousands of records that are too new stand before one that is not: it is found all the same, below the leaf. If it
+/// isn't, since they are in one bucket, the exchange does not say that all was looked at.
+#[test]
+fn what_stands_behind_many_that_are_too_new_is_found() {
+    const LAST: u32 = 999_999;
+    let settling = Settling { after: Stamp(40), until: Stamp(70), awaited: Stamp(0) };
+    let (mut a, mut b) = (Replica::default(), Replica::default());
+    fill([&mut a, &mut b], (0..10).map(sort_key));
+    // In the order of their keys.
+    (10_000..12_000).for_each(|n| assert!(b.merge(&sort_key(n), 50_u64.to_be_bytes())));
+    b.merge(&sort_key(LAST), 5_u64.to_be_bytes());
+    let cost = talk_of((salt(), &settling), &mut a, &mut b, |_, _| {});
+    assert_eq!(
+        (a.get(&sort_key(LAST)), cost.records, cost.whole),
+        (Some(5_u64.to_be_bytes()), 1, true),
+        "{cost:?}"
+    );
+
+    let bucket = |n: u32, version: u64| {
+        let digest = summary_of(&[], &version.to_be_bytes()).expect("8 bytes").digest;
+        super::super::tree::Item::of(&sort_key(n), digest).0 >> 120
+    };
+    let (mut a, mut b) = (Replica::default(), Replica::default());
+    let of_one = (10_000..).filter(|n| bucket(*n, 50) == bucket(LAST, 5)).take(1_000);
+    of_one.for_each(|n| assert!(b.merge(&sort_key(n), 50_u64.to_be_bytes())));
+    b.merge(&sort_key(LAST), 5_u64.to_be_bytes());
+    fill([&mut a, &mut b], (0..1).map(key));
+    let cost = talk_of((salt(), &settling), &mut a, &mut b, |_, _| {});
+    assert_eq!((a.get(&sort_key(LAST)), cost.whole), (None, false), "{cost:?}");
 }

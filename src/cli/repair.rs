@@ -13,8 +13,8 @@ use super::progress::{Progress, thousands};
 use super::status::show_size;
 use crate::rpc::proto::{self, cluster_client::ClusterClient};
 
-/// Compares all replicas now and makes them equal, but for what was written in the last seconds; all keyspaces unless
-/// --keyspace names one.
+/// Compares all replicas now and makes them equal, but for what is written meanwhile; all keyspaces unless --keyspace
+/// names one.
 #[derive(Debug, Args)]
 #[command(
     after_help = "It ends when it is done, or after --timeout; what it did stays. Several at a time do no harm.
@@ -130,7 +130,7 @@ fn finish(global: &Global, told: &proto::RepairResponse, took: Duration) -> CliR
     }
     if total.too_new > 0 {
         note(format!(
-            "repair: {} keys were written a moment before: left to their own writes",
+            "repair: {} keys were written after it had begun: left to their own writes",
             total.too_new
         ));
     }

@@ -113,6 +113,11 @@ impl Driver {
         self.due_tombstones.lock().unwrap_or_else(PoisonError::into_inner).to_wire()
     }
 
+    /// `clock.max_skew_ms`.
+    pub fn max_skew_ms(&self) -> u64 {
+        self.committer.with_minter(|minter| minter.clock().max_skew_ms())
+    }
+
     /// What is known of the others as replicas to read from.
     pub fn choice(&self) -> MutexGuard<'_, Choice> {
         self.choice.lock().unwrap_or_else(PoisonError::into_inner)

@@ -12,9 +12,9 @@ use super::committer::{Incoming, Job};
 use super::comparisons::{apart, with_records};
 use super::coordinator::Coordinator;
 use super::env::CommitMode;
-use super::repair_runs::Progress;
+use super::repair_runs::{Progress, Purpose};
 use crate::antientropy::exchange::{
-    Effect, Event, Exchange, Resolved, SETTLE, children_of, kept_children, own_lists, resolve,
+    Effect, Event, Exchange, Resolved, Settling, children_of, kept_children, own_lists, resolve,
 };
 use crate::antientropy::forest::{Listed, Place, key_print};
 use crate::antientropy::tree::{Node, Salt};
@@ -30,7 +30,7 @@ use crate::types::error::Cause;
 use crate::types::ids::NodeId;
 use crate::types::limits::EXCHANGE_SENDS;
 use crate::types::policy::Conflicts;
-use crate::types::time::{Mono, WallMs};
+use crate::types::time::Mono;
 use crate::version::codec;
 use crate::version::hlc::Stamp;
 use crate::version::record::Digest;
@@ -86,10 +86,28 @@ pub struct Talk<'a> {
     pub rate: u64,
     /// Where it is counted.
     pub progress: &'a watch::Sender<Progress>,
-    /// Whether it refills a lost disk: nothing that the peer has is too new to be taken, or may stay behind.
-    pub refills: bool,
+    /// What for.
+    pub purpose: Purpose,
     /// How what is compared travels.
     pub salt: Salt,
+}
+
+/// What an exchange has left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Left {
+    /// Records that are too new, or did not come, and are waited for.
+    pub awaited: u64,
+    /// Records that were written since who asked did.
+    pub later: u64,
+    /// Whether there are records that were not looked at.
+    pub is_partial: bool,
+}
+
+impl Left {
+    /// Whether that is nothing which is waited for.
+    pub fn is_whole(&self) -> bool {
+        self.awaited == 0 && !self.is_partial
+    }
 }
 
 impl Talk<'_> {
@@ -136,8 +154,8 @@ impl Talk<'_> {
         tokio::time::sleep(by_rate.max(by_load)).await;
     }
 
-    /// Makes a place equal on both sides, but for what is written meanwhile, and for records that are too new: so many.
-    pub async fn exchange(&self, place: Place, conflicts: Conflicts, items: u64) -> Result<u64, Broken> {
+    /// Makes a place equal on both sides, but for what is written meanwhile, and for what it says.
+    pub async fn exchange(&self, place: Place, conflicts: Conflicts, items: u64) -> Result<Left, Broken> {
         let exchanged = self.talk(place, conflicts, items).await;
         let driver = &self.coordinator.driver;
         driver.engaged.leave(driver.me);
@@ -159,8 +177,19 @@ impl Talk<'_> {
         driver.engaged.stay(driver.clock.mono(), driver.me, place);
     }
 
-    async fn talk(&self, place: Place, conflicts: Conflicts, items: u64) -> Result<u64, Broken> {
-        let (mut machine, mut effects, mut too_new) = (Exchange::new(), Vec::new(), 0);
+    /// What may be left to its own writes.
+    fn settling(&self) -> Settling {
+        let driver = &self.coordinator.driver;
+        let awaited = match self.purpose {
+            Purpose::Refill => return Settling::NONE,
+            Purpose::Schedule => Stamp(u64::MAX),
+            Purpose::Asked(awaited) => awaited,
+        };
+        Settling::at(driver.clock.wall(), driver.max_skew_ms(), awaited)
+    }
+
+    async fn talk(&self, place: Place, conflicts: Conflicts, items: u64) -> Result<Left, Broken> {
+        let (mut machine, mut effects, mut left) = (Exchange::new(), Vec::new(), Left::default());
         let mut failure = None;
         let mut event = Event::Start(items);
         loop {
@@ -168,8 +197,11 @@ impl Talk<'_> {
             let Some(effect) = effects.pop() else { return Err(Broken::Nonsense("machine")) };
             let answered = match effect {
                 Effect::Compare(nodes) => self.compare(place, nodes).await.map(Event::Differ),
-                Effect::List(nodes) => self.list(place, conflicts, nodes, &mut too_new).await,
-                Effect::Finish { .. } => return failure.map_or(Ok(too_new), Err),
+                Effect::List(nodes) => self.list(place, conflicts, nodes, &mut left).await,
+                Effect::Finish { whole, .. } => {
+                    left.is_partial = !whole;
+                    return failure.map_or(Ok(left), Err);
+                }
             };
             event = answered.unwrap_or_else(|broken| {
                 failure = Some(broken);
@@ -212,7 +244,7 @@ impl Talk<'_> {
         place: Place,
         conflicts: Conflicts,
         nodes: Vec<Node>,
-        too_new: &mut u64,
+        left: &mut Left,
     ) -> Result<Event, Broken> {
         self.enter(place)?;
         let lists = self.own_lists(place, nodes).await?;
@@ -228,23 +260,20 @@ impl Talk<'_> {
         let question = proto::CompareItems { partition, nodes, salt: salt.number() };
         let answer = self.ask(place.keyspace.0, operation::Kind::CompareItems(question)).await?;
         let answer::Kind::Items(answer) = answer else { return Err(Broken::Nonsense("items")) };
-        let now = self.coordinator.driver.clock.wall().0;
-        let settle = u64::try_from(SETTLE.as_millis()).unwrap_or(u64::MAX);
-        let settled = match self.refills {
-            true => Stamp(u64::MAX),
-            false => Stamp::at(WallMs(now.saturating_sub(settle))),
-        };
+        let settling = self.settling();
         let (mut covered, mut received, mut sent) = (0, 0, 0);
         for ((node, own), told) in lists.iter().zip(&answer.lists) {
             let compared = wire::list_of_wire(told, salt).ok_or(Broken::Nonsense("items"))?;
-            let resolved = resolve(conflicts, (own, salt), &compared, settled);
-            *too_new += u64::try_from(resolved.too_new).unwrap_or(0);
-            let (got, given) = self.carry_out(place, *node, &resolved, too_new).await?;
+            let resolved = resolve(conflicts, (own, salt), &compared, &settling);
+            let (got, given) = self.carry_out(place, *node, &resolved, left).await?;
             received += got;
             sent += given;
+            // It is listed again, and counted then.
             if !compared.whole {
                 break;
             }
+            left.awaited += resolved.awaited;
+            left.later += resolved.later;
             covered += 1;
         }
         Ok(Event::Listed { nodes: covered, received, sent })
@@ -267,7 +296,7 @@ impl Talk<'_> {
         place: Place,
         node: Node,
         resolved: &Resolved,
-        left: &mut u64,
+        left: &mut Left,
     ) -> Result<(u64, u64), Broken> {
         let mut got = BTreeMap::new();
         let mut wanted = resolved.fetch.clone();
@@ -297,8 +326,8 @@ impl Talk<'_> {
                 break;
             }
         }
-        if self.refills {
-            *left += u64::try_from(wanted.len()).unwrap_or(0);
+        if self.purpose == Purpose::Refill {
+            left.awaited += u64::try_from(wanted.len()).unwrap_or(0);
         }
         let mut send = resolved.send.clone();
         send.extend(resolved.send_merged.iter().filter(|key| self.adds_to(key, got.get(*key))).cloned());

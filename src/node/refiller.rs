@@ -12,7 +12,7 @@ use super::committer::Committer;
 use super::links::Links;
 use super::maps::Maps;
 use super::refill::Refill;
-use super::repair_runs::Progress;
+use super::repair_runs::{Progress, Purpose};
 use super::repairs::{Repairs, Selection, Shared, shared};
 use crate::antientropy::forest::Place;
 use crate::storage::Batch;
@@ -122,7 +122,7 @@ impl Refiller {
     async fn take(&self, peer: NodeId, some: Vec<Shared>) -> Option<Batch> {
         let (map, progress) = (self.maps.current(), watch::Sender::new(Progress::default()));
         let mut done: Vec<Place> = some.iter().map(|shared| shared.place).collect();
-        let undone = self.repairs.pass(peer, some, &progress, true).await;
+        let undone = self.repairs.pass(peer, some, &progress, Purpose::Refill).await;
         self.refill.count(progress.borrow().healed);
         done.retain(|place| undone.iter().all(|shared| shared.place != *place));
         let batch = self.refill.taken(peer, &done, &map, self.maps.me);

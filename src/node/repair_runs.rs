@@ -3,7 +3,7 @@
 //! Rules:
 //! 1. A run that is begun twice is the same run.
 //! 2. What is not done after a pass, because a peer does not answer, a tree is in rebuild or a record is too new, is tried
-//!    again, `ATTEMPTS` times in all.
+//!    again, `ATTEMPTS` times in all. Only what was written before the run began is too new to be done: it is waited for.
 //! 3. A run of which nobody asks any more ends. Ended ones are forgotten when there is no room.
 
 use std::collections::BTreeMap;
@@ -12,11 +12,13 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::exchanges::Left;
 use super::repairs::{Repairs, Selection, Shared, shared};
 use crate::antientropy::exchange::SETTLE;
 use crate::rpc::proto::{self, refusal::Reason};
 use crate::types::ids::{KeyspaceId, NodeId, PartitionId};
-use crate::types::time::Mono;
+use crate::types::time::{Mono, WallMs};
+use crate::version::hlc::Stamp;
 
 /// Passes of a run with one peer at the most.
 const ATTEMPTS: usize = 3;
@@ -26,6 +28,17 @@ const PAUSE: Duration = Duration::from_secs(1);
 const RUNS: usize = 16;
 /// How long a run goes on of which nobody asks.
 const ABANDONED: Duration = Duration::from_secs(15);
+
+/// Why trees are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// It is time.
+    Schedule,
+    /// An operator asked for it: what was stamped up to this is to be equal.
+    Asked(Stamp),
+    /// A lost disk is refilled: nothing that the peer has is too new to be taken, or may stay behind.
+    Refill,
+}
 
 /// How far a run is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -42,8 +55,10 @@ pub struct Progress {
     pub sent: u64,
     /// Of those, such as were new where they came.
     pub healed: u64,
-    /// Records left out since they were written a moment before.
-    pub too_new: u64,
+    /// Records left out since they were written after it had begun.
+    pub later: u64,
+    /// Records that were written a moment before, and are waited for, by peer.
+    pub awaited: BTreeMap<NodeId, u64>,
     /// Bytes of messages, both ways.
     pub bytes: u64,
     /// What did not work, by peer.
@@ -53,6 +68,23 @@ pub struct Progress {
 }
 
 impl Progress {
+    /// Counts what an exchange has left. One that is not whole is counted again with the next attempt.
+    pub fn left_out(&mut self, peer: NodeId, left: &Left, is_whole: bool) {
+        if left.awaited > 0 {
+            *self.awaited.entry(peer).or_default() += left.awaited;
+        }
+        self.later += if is_whole { left.later } else { 0 };
+    }
+
+    /// Says of trees that were not done with a peer why, if nobody has said so.
+    fn not_done(&mut self, peer: NodeId, trees: usize) {
+        let problem = match self.awaited.get(&peer) {
+            Some(awaited) => format!("{awaited} records are still too new, by this node's clock"),
+            None => format!("{trees} trees are not equal yet"),
+        };
+        self.problems.entry(peer).or_insert(problem);
+    }
+
     /// For a peer.
     pub fn to_wire(&self, node: NodeId) -> proto::NodeRepair {
         let problem = |(peer, problem): (&NodeId, &String)| proto::RepairProblem {
@@ -68,7 +100,7 @@ impl Progress {
             records: self.records,
             sent: self.sent,
             healed: self.healed,
-            too_new: self.too_new,
+            too_new: self.later + self.awaited.values().sum::<u64>(),
             bytes: self.bytes,
             over: self.over,
             problems: self.problems.iter().map(problem).collect(),
@@ -140,7 +172,11 @@ impl Repairs {
 
     async fn run_now(&self, id: u64, selection: Selection, progress: &watch::Sender<Progress>) {
         let map = self.map.borrow().clone();
-        let me = self.coordinator.driver.me;
+        let driver = &self.coordinator.driver;
+        let (me, skew_ms) = (driver.me, driver.max_skew_ms());
+        // Whoever stamped it may be as far ahead.
+        let began = Stamp::at(WallMs(driver.clock.wall().0.saturating_add(skew_ms).saturating_add(1)));
+        let settled_after = SETTLE + Duration::from_millis(skew_ms) + PAUSE;
         let peers = map.layout.members.iter().map(|member| member.id).filter(|id| *id > me);
         let with = |peer| (peer, shared(&map, me, peer, selection));
         let mut todo: Vec<(NodeId, Vec<Shared>)> = peers.map(with).collect();
@@ -153,10 +189,10 @@ impl Repairs {
         for attempt in 0..ATTEMPTS {
             todo.retain(|(_, some)| !some.is_empty());
             if attempt > 0 && !todo.is_empty() {
-                let waits_for_records = progress.borrow().too_new > 0;
-                tokio::time::sleep(if waits_for_records { SETTLE + PAUSE } else { PAUSE }).await;
+                let waits_for_records = !progress.borrow().awaited.is_empty();
+                tokio::time::sleep(if waits_for_records { settled_after } else { PAUSE }).await;
                 progress.send_modify(|p| {
-                    p.too_new = 0;
+                    p.awaited.clear();
                     p.problems.clear();
                 });
             }
@@ -164,10 +200,14 @@ impl Repairs {
                 if self.is_abandoned(id) {
                     break;
                 }
-                *some = self.pass(*peer, std::mem::take(some), progress, false).await;
+                *some = self.pass(*peer, std::mem::take(some), progress, Purpose::Asked(began)).await;
             }
         }
         self.store_proofs().await;
-        progress.send_modify(|p| p.over = true);
+        progress.send_modify(|p| {
+            let not_done = todo.iter().filter(|(_, some)| !some.is_empty());
+            not_done.for_each(|(peer, some)| p.not_done(*peer, some.len()));
+            p.over = true;
+        });
     }
 }

@@ -16,7 +16,8 @@ use super::coordinator::Coordinator;
 use super::env::Env;
 use super::exchanges::{Broken, Talk};
 use super::proofs::{ALONE, Proofs};
-use super::repair_runs::{Progress, Run};
+use super::repair_runs::{Progress, Purpose, Run};
+use crate::antientropy::exchange::Settling;
 use crate::antientropy::forest::Place;
 use crate::antientropy::tree::{Salt, Sum};
 use crate::ring::layout::ClusterMap;
@@ -147,7 +148,8 @@ impl Repairs {
                 let is_due = due.get(&peer).is_none_or(|due| clock.mono() >= *due);
                 if is_due && self.coordinator.driver.links.up(peer).is_some() {
                     let all = shared(&map, me, peer, Selection::default());
-                    self.pass(peer, all, &watch::Sender::new(Progress::default()), false).await;
+                    let unseen = watch::Sender::new(Progress::default());
+                    self.pass(peer, all, &unseen, Purpose::Schedule).await;
                     self.show_age(&map);
                     due.insert(peer, clock.mono() + Duration::from_millis(self.config.interval_ms));
                 }
@@ -161,13 +163,14 @@ impl Repairs {
         peer: NodeId,
         all: Vec<Shared>,
         progress: &watch::Sender<Progress>,
-        refills: bool,
+        purpose: Purpose,
     ) -> Vec<Shared> {
         let _one = self.pass.lock().await;
         let repair = &self.coordinator.driver.metrics.repair;
         let (mode, rate) = (self.env.commit, self.config.rate_bytes);
-        let salt = if refills { Salt::WIDE } else { Salt::drawn(self.env.random()) };
-        let talk = Talk { coordinator: &self.coordinator, mode, peer, rate, progress, refills, salt };
+        let is_refill = purpose == Purpose::Refill;
+        let salt = if is_refill { Salt::WIDE } else { Salt::drawn(self.env.random()) };
+        let talk = Talk { coordinator: &self.coordinator, mode, peer, rate, progress, purpose, salt };
         let mut undone = Vec::new();
         let mut chunks = all.chunks(EXCHANGE_ROOTS);
         for some in chunks.by_ref() {
@@ -231,7 +234,7 @@ impl Repairs {
         let (verdicts, mut damaged) = ask_roots(talk, &roots).await?;
         let own = driver.committer.damaged_trees();
         damaged.extend((0..roots.len()).filter(|at| own.contains(&roots[*at].0.place)));
-        if talk.refills {
+        if talk.purpose == Purpose::Refill {
             // Healing waits for the refilled replica, so that must not wait for healing.
             damaged.clear();
         }
@@ -250,11 +253,13 @@ impl Repairs {
                 }
                 Some((Verdict::Differs, theirs)) => {
                     match talk.exchange(shared.place, shared.conflicts, theirs.max(*items)).await {
-                        Ok(too_new) => {
+                        Ok(left_out) => {
                             let is_sound = !damaged.contains(&at);
-                            exchanged.extend(is_sound.then_some(*shared));
-                            talk.progress.send_modify(|p| p.too_new += too_new);
-                            too_new == 0 && is_sound
+                            // What is too new does not matter to what is proved.
+                            exchanged.extend((is_sound && !left_out.is_partial).then_some(*shared));
+                            let is_whole = left_out.is_whole() && is_sound;
+                            talk.progress.send_modify(|p| p.left_out(talk.peer, &left_out, is_whole));
+                            is_whole
                         }
                         Err(Broken::Silent) => return Err(Broken::Silent),
                         Err(Broken::Taken) => {
@@ -325,7 +330,7 @@ impl Repairs {
     /// proved by their roots, or, while writes go on and roots are never equal, by the next exchange that is whole.
     async fn prove(&self, talk: &Talk<'_>, began: WallMs, exchanged: &[Shared]) -> Result<(), Broken> {
         // But for what was written since a moment before.
-        let settled = WallMs(began.0.saturating_sub(SETTLE_MS));
+        let settled = Settling::since(began, self.coordinator.driver.max_skew_ms());
         if talk.salt == Salt::WIDE {
             exchanged.iter().for_each(|shared| self.proved(talk.peer, shared.place, settled));
             return Ok(());
@@ -394,6 +399,3 @@ async fn ask_roots(
     let verdicts = answer.verdicts.into_iter().map(|verdict| (verdict.at as usize, verdict)).collect();
     Ok((verdicts, answer.damaged.into_iter().map(|at| at as usize).collect()))
 }
-
-/// `antientropy::exchange::SETTLE` in milliseconds.
-const SETTLE_MS: u64 = 5_000;

@@ -22,6 +22,7 @@ mod repairs;
 mod scenarios;
 mod story;
 mod swarm;
+mod too_new;
 mod upkeep;
 mod workload;
 

@@ -1,4 +1,4 @@
-//! Changes of a keyspace: it is made, given other quorums, and dropped.
+//! Changes of a keyspace: it is made, given other quorums, and dropped. And a repair of all of them.
 
 use std::time::Duration;
 
@@ -28,6 +28,19 @@ impl Client {
                 self.recorder.changed(now_ms(), number, None);
             }
             _ => {}
+        }
+    }
+
+    /// Repairs everything; the last that is told of it.
+    pub async fn repair(&self, node: usize) -> proto::RepairResponse {
+        let mut cluster = ClusterClient::new(self.channels[node].clone());
+        let mut told = cluster.repair(proto::RepairRequest::default()).await.expect("it begins").into_inner();
+        loop {
+            match told.message().await.expect("it goes on") {
+                Some(last) if last.over => return last,
+                Some(_) => {}
+                None => panic!("it ended before it was over"),
+            }
         }
     }
 
